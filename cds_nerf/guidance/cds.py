@@ -1,0 +1,275 @@
+"""The Contrastive Denoising Score loss (CDS, CVPR 2024, arXiv 2311.18608)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.autograd.function import once_differentiable
+
+from cds_nerf.errors import UserError
+from cds_nerf.guidance.latent_diffusion import LatentDiffusion, TextEmbedding
+from cds_nerf.guidance.patch_nce import patch_nce_loss
+from cds_nerf.guidance.self_attention import self_attention_features, self_attention_layers
+
+FLOAT16_LOSS_SCALE = 2.0**12
+"""The contrastive loss is multiplied by this on its way back through a float16 UNet, where its gradient would
+underflow, and the result divided by it."""
+
+
+@dataclass
+class CDSGuidanceConfig:
+    """Settings of the Contrastive Denoising Score; the defaults are the reference implementation's."""
+
+    guidance_scale: float = 7.5
+    """Classifier-free guidance scale of the noise predictions."""
+    w_dds: float = 1.0
+    """Weight of the Delta Denoising Score, which makes the change."""
+    w_cut: float = 3.0
+    """Weight of the contrastive loss, which keeps the structure; 0 is plain Delta Denoising Score."""
+    n_patches: int = 256
+    """How many patches of each self-attention feature map are compared, at the most."""
+    patch_sizes: tuple[int, ...] = (1, 2)
+    """Sides of the patches, in feature positions; each adds a term to the contrastive loss."""
+    temperature: float = 0.07
+    """Divides the cosine similarities of the contrastive loss."""
+    min_timestep: float = 0.05
+    """Least noise, as a fraction of the training timesteps."""
+    max_timestep: float = 0.95
+    """Most noise, as a fraction of the training timesteps."""
+    contrastive_query: Literal["source", "target"] = "source"
+    """Whose patches are classified among the other's. "source": the target's other patches are the negatives, as in
+    the reference implementation. "target": the source's are, as in the paper's equation and in CUT."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "guidance_scale": (self.guidance_scale >= 0, "at least 0"),
+            "w_dds": (self.w_dds >= 0, "at least 0"),
+            "w_cut": (self.w_cut >= 0, "at least 0"),
+            "n_patches": (self.n_patches >= 1, "at least 1"),
+            "patch_sizes": (self.patch_sizes and min(self.patch_sizes) >= 1, "one or more sizes of at least 1"),
+            "temperature": (self.temperature > 0, "greater than 0"),
+            "min_timestep": (0 <= self.min_timestep <= self.max_timestep, "between 0 and max_timestep"),
+            "max_timestep": (self.max_timestep <= 1, "at most 1: it is a fraction of the training timesteps"),
+            "contrastive_query": (self.contrastive_query in ("source", "target"), "'source' or 'target'"),
+        }
+        for name, (valid, rule) in rules.items():
+            if not valid:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
+
+
+@dataclass(frozen=True)
+class CDSOutput:
+    """What one call of the guidance gives; every loss is a sum over the batch."""
+
+    loss: Float[Tensor, ""]
+    """w_dds * dds_loss + w_cut * cut_loss. Its value means little (the Delta Denoising Score is defined by its
+    gradient); its gradient with respect to the target latents is the edit's direction."""
+    dds_loss: Float[Tensor, ""]
+    """2000 * sum(target latents * gradient) / (h * w), unweighted."""
+    cut_loss: Float[Tensor, ""]
+    """The contrastive loss, unweighted; 0 where w_cut is 0."""
+    gradient: Float[Tensor, "batch channels h w"]
+    """The Delta Denoising Score, noise prediction of the target minus that of the source, detached; the gradient of
+    `dds_loss` is this times 2000 / (h * w)."""
+    timestep: Int[Tensor, " batch"]
+    """The timestep of each batch item."""
+
+
+class CDSGuidance:
+    """The Contrastive Denoising Score loss between source and target latents.
+
+    One call runs the UNet on three samples a view without gradient (source unconditional and conditional, target
+    unconditional) and on one with (target conditional), or on four without where `w_cut` is 0. The UNet's part of the
+    gradient is computed within the call, so that none of its graph is alive when `backward` goes on into whatever
+    made the target latents.
+
+    Args:
+        config: the settings.
+        diffusion: the model.
+
+    Raises:
+        UserError: if `w_cut` is not 0 and the UNet's up blocks have no self-attention.
+    """
+
+    def __init__(self, config: CDSGuidanceConfig, diffusion: LatentDiffusion) -> None:
+        self.config = config
+        self.diffusion = diffusion
+        if config.w_cut:
+            self_attention_layers(diffusion.unet)
+
+    def __call__(
+        self,
+        source_latents: Float[Tensor, "batch channels h w"],
+        target_latents: Float[Tensor, "batch channels h w"],
+        source_text: TextEmbedding,
+        target_text: TextEmbedding,
+        timestep: Int[Tensor, " batch"] | None = None,
+        noise: Float[Tensor, "batch channels h w"] | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+    ) -> CDSOutput:
+        """The loss of target latents against source latents, which share timestep and noise.
+
+        Args:
+            source_latents: scaled latents of the unedited image.
+            target_latents: scaled latents of the edit; the losses are differentiable with respect to them.
+            source_text: the prompt that describes the source.
+            target_text: the prompt that describes the edit.
+            timestep: of the noise; drawn uniformly between the configured bounds where not given.
+            noise: standard normal; drawn where not given.
+            generator: draws what is not given, and the patches. With a sequence of one generator an item, each item
+                gets the draws that it would get alone.
+
+        Raises:
+            UserError: if the shapes do not fit together, or a patch is larger than a feature map.
+            FloatingPointError: if a noise prediction or gradient overflows in half precision.
+        """
+        device, dtype = self.diffusion.device, self.diffusion.loss_dtype
+        if source_latents.shape != target_latents.shape or target_latents.ndim != 4:
+            raise UserError(
+                f"source latents of shape {list(source_latents.shape)} and target latents of shape "
+                f"{list(target_latents.shape)}: both must be [batch, channels, h, w] and alike"
+            )
+        needs_gradient = torch.is_grad_enabled() and target_latents.requires_grad
+        batch, _, h, w = target_latents.shape
+        generators: list[Generator | None] = list(generator) if isinstance(generator, Sequence) else [generator] * batch
+        if len(generators) != batch:
+            raise UserError(f"{len(generators)} generators for a batch of {batch}: give one, or one for each item")
+        if timestep is None:
+            timestep = self._draw_timestep(generators)
+        if noise is None:
+            noise = _draw_noise(target_latents, generators)
+        timestep, noise = timestep.to(device), noise.to(device, dtype)
+
+        with torch.autocast(device.type, enabled=False):
+            target = target_latents.detach().to(device, dtype).requires_grad_(needs_gradient)
+            noise_difference, cut_loss, cut_gradient = self._scores(
+                source_latents.detach().to(device, dtype), target, source_text, target_text, timestep, noise, generators
+            )
+            dds_gradient = 2000 / (h * w) * noise_difference
+            if not (dds_gradient.isfinite().all() and cut_gradient.isfinite().all()):
+                raise FloatingPointError(
+                    f"the guidance's gradient is not finite in {self.diffusion.dtype} at timestep {timestep.tolist()}: "
+                    "use bfloat16 or float32 for the diffusion model, or look for non-finite latents"
+                )
+            dds_loss = _ValueWithGradient.apply(target_latents, (target.detach() * dds_gradient).sum(), dds_gradient)
+            cut_loss = _ValueWithGradient.apply(target_latents, cut_loss, cut_gradient)
+            return CDSOutput(
+                loss=self.config.w_dds * dds_loss + self.config.w_cut * cut_loss,
+                dds_loss=dds_loss,
+                cut_loss=cut_loss,
+                gradient=noise_difference,
+                timestep=timestep,
+            )
+
+    def _scores(
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_text: TextEmbedding,
+        target_text: TextEmbedding,
+        timestep: Tensor,
+        noise: Tensor,
+        generators: list[Generator | None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The noise difference [B,C,h,w], the contrastive loss [] and its gradient [B,C,h,w], all detached."""
+        batch = len(target)
+
+        def predict(latents: list[Tensor], embeddings: list[Tensor]) -> list[Tensor]:
+            noisy = torch.cat([self.diffusion.add_noise(part, noise, timestep) for part in latents])
+            embedding = torch.cat([part.expand(batch, -1, -1) for part in embeddings])
+            return list(self.diffusion.predict_noise(noisy, timestep.repeat(len(latents)), embedding).split(batch))
+
+        scale = self.config.guidance_scale
+        latents = [source, source, target]
+        embeddings = [source_text.unconditional, source_text.conditional, target_text.unconditional]
+        if not self.config.w_cut:
+            with torch.no_grad():
+                source_0, source_1, target_0, target_1 = predict(
+                    [*latents, target], [*embeddings, target_text.conditional]
+                )
+            cut_loss, cut_gradient = target.new_zeros(()), torch.zeros_like(target)
+        else:
+            with (
+                torch.no_grad(),
+                self_attention_features(self.diffusion.unet, slice(batch, 2 * batch)) as source_features,
+            ):
+                source_0, source_1, target_0 = predict(latents, embeddings)
+            with self_attention_features(self.diffusion.unet) as target_features:
+                (target_1,) = predict([target], [target_text.conditional])
+            cut_loss = self._contrastive_loss(source_features, target_features, generators)
+            cut_gradient = torch.zeros_like(target)
+            if cut_loss.requires_grad:
+                loss_scale = FLOAT16_LOSS_SCALE if self.diffusion.dtype == torch.float16 else 1.0
+                (cut_gradient,) = torch.autograd.grad(loss_scale * cut_loss, target)
+                cut_gradient = cut_gradient / loss_scale
+        noise_difference = (target_0 + scale * (target_1 - target_0)) - (source_0 + scale * (source_1 - source_0))
+        return noise_difference.detach(), cut_loss.detach(), cut_gradient
+
+    def _contrastive_loss(
+        self, source_features: list[Tensor], target_features: list[Tensor], generators: list[Generator | None]
+    ) -> Float[Tensor, ""]:
+        """The sum of `patch_nce_loss` over layers, patch sizes and the batch."""
+        dtype = self.diffusion.loss_dtype
+        losses = []
+        for source, target in zip(source_features, target_features, strict=True):
+            for size in self.config.patch_sizes:
+                if size > min(target.shape[-2:]):
+                    raise UserError(
+                        f"patch_sizes has {size}, but the UNet's smallest self-attention feature map here is "
+                        f"{target.shape[-1]}x{target.shape[-2]}: use smaller patches or larger images"
+                    )
+                source_patches, target_patches = (F.avg_pool2d(maps.to(dtype), size) for maps in (source, target))
+                positions = _draw_positions(target_patches[0, 0].numel(), self.config.n_patches, generators)
+                pair = (source_patches, target_patches)
+                query, key = pair if self.config.contrastive_query == "source" else pair[::-1]
+                losses.append(patch_nce_loss(query, key, positions, self.config.temperature).sum())
+        return torch.stack(losses).sum()
+
+    def _draw_timestep(self, generators: list[Generator | None]) -> Int[Tensor, " batch"]:
+        timesteps = len(self.diffusion.alphas_cumprod)
+        low = int(self.config.min_timestep * timesteps)
+        high = min(int(self.config.max_timestep * timesteps), timesteps - 1)
+        low = min(low, high)
+        return torch.cat(
+            [torch.randint(low, high + 1, (1,), generator=g, device=g.device if g else "cpu").cpu() for g in generators]
+        )
+
+
+def _draw_noise(like: Tensor, generators: list[Generator | None]) -> Tensor:
+    # On the generator's device (the CPU without one), so that a seed means the same noise on every device.
+    return torch.cat(
+        [
+            torch.randn((1, *like.shape[1:]), generator=g, device=g.device if g else "cpu", dtype=torch.float32).cpu()
+            for g in generators
+        ]
+    )
+
+
+def _draw_positions(available: int, wanted: int, generators: list[Generator | None]) -> Tensor | None:
+    """`wanted` distinct indices below `available` for each generator, or None for all of them."""
+    if wanted >= available:
+        return None
+    return torch.stack(
+        [torch.randperm(available, generator=g, device=g.device if g else "cpu")[:wanted].cpu() for g in generators]
+    )
+
+
+class _ValueWithGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to the latents is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient.to(latents))
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return grad_output.to(gradient) * gradient, None, None

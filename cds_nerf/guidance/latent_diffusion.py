@@ -1,0 +1,280 @@
+"""A frozen latent diffusion model behind one small interface: encode, decode, encode a prompt, predict the noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from cds_nerf.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """What the UNet's cross-attention sees of a prompt.
+
+    A batch of one serves a batch of any size.
+    """
+
+    conditional: Float[Tensor, "batch tokens channels"]
+    """The prompt's embedding."""
+    unconditional: Float[Tensor, "batch tokens channels"]
+    """The empty prompt's embedding, for classifier-free guidance."""
+
+
+class LatentDiffusion:
+    """The parts of a Stable Diffusion model (1.x or 2.x), frozen and in eval mode.
+
+    Not an `nn.Module`: held as an attribute of one, it never enters that module's parameters or `state_dict`.
+
+    Args:
+        unet: predicts the noise or, as its scheduler says, the velocity v.
+        scheduler: only its noise schedule (`alphas_cumprod`) and `prediction_type` are used.
+        vae: needed by `encode` and `decode`.
+        text_encoder: needed by `encode_prompt`, with its tokenizer.
+        tokenizer: the tokenizer of the text encoder.
+
+    Raises:
+        UserError: if the UNet or the scheduler is of a kind that the guidance cannot use.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        vae: AutoencoderKL | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+    ) -> None:
+        self.unet = unet
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        for part in (unet, vae, text_encoder):
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
+
+        if getattr(scheduler, "alphas_cumprod", None) is None:
+            raise UserError(
+                f"{type(scheduler).__name__} has no alphas_cumprod: flow-matching models are not supported, "
+                "use a Stable Diffusion 1.x or 2.x model"
+            )
+        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise UserError(
+                f"the scheduler's prediction_type is {self.prediction_type!r}; "
+                "supported are 'epsilon' and 'v_prediction'"
+            )
+        if unet.config.get("addition_embed_type") is not None:
+            raise UserError(
+                f"the UNet wants additional conditioning (addition_embed_type={unet.config['addition_embed_type']!r}, "
+                "as SDXL does); use a Stable Diffusion 1.x or 2.x model"
+            )
+        if vae is not None and vae.config["latent_channels"] != unet.config["in_channels"]:
+            raise UserError(
+                f"the UNet takes {unet.config['in_channels']} channels and the VAE makes "
+                f"{vae.config['latent_channels']}: inpainting and instruction models are not supported, "
+                "use their text-to-image base"
+            )
+        self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> LatentDiffusion:
+        """Load a diffusers folder of Stable Diffusion 1.x or 2.x, from safetensors only.
+
+        Args:
+            model: a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", or a local folder.
+            device: where all its parts go.
+            dtype: of all its weights.
+
+        Raises:
+            UserError: if the model cannot be had; the message says why and what to do.
+        """
+        name = str(model)
+        try:
+            parts: dict[str, Any] = {
+                "scheduler": DDIMScheduler.from_pretrained(name, subfolder="scheduler"),
+                "tokenizer": CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
+                "text_encoder": CLIPTextModel.from_pretrained(
+                    name, subfolder="text_encoder", use_safetensors=True, dtype=dtype
+                ),
+                "vae": AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True, torch_dtype=dtype),
+                "unet": UNet2DConditionModel.from_pretrained(
+                    name, subfolder="unet", use_safetensors=True, torch_dtype=dtype
+                ),
+            }
+        except (OSError, HFValidationError) as error:
+            raise UserError(_why_unavailable(name, error)) from error
+        for part in ("text_encoder", "vae", "unet"):
+            parts[part].to(device)
+        return cls(**parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet's weights are."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the UNet's weights."""
+        return self.unet.dtype
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """The precision of latents and losses: float32, or float64 for a float64 model."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def image_multiple(self) -> int:
+        """Image sides are multiples of this many pixels: one latent.
+
+        The UNet sets no further condition: where its own down- and upsampling do not come out even,
+        diffusers hands the upsampling its exact size.
+        """
+        return 2 ** (len(self._vae.config["block_out_channels"]) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """The side of the square images that the model was trained on, in pixels."""
+        return self.unet.config["sample_size"] * self.image_multiple
+
+    @property
+    def _vae(self) -> AutoencoderKL:
+        if self.vae is None:
+            raise UserError("this LatentDiffusion has no VAE: give it one (vae=...) to encode or decode images")
+        return self.vae
+
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels h w"]:
+        """Scaled latents of images: the posterior mean, times the VAE's scaling factor. Differentiable.
+
+        Args:
+            images: in 0..1, on any device; sides must be multiples of `image_multiple`.
+
+        Returns:
+            Latents on the model's device, in `loss_dtype`.
+
+        Raises:
+            UserError: if a side is not a multiple of `image_multiple`; the message says the nearest that are.
+        """
+        height, width = images.shape[-2:]
+        multiple = self.image_multiple
+        if height % multiple or width % multiple or not height or not width:
+            sides = [sorted({max(s // multiple, 1) * multiple, -(-s // multiple) * multiple}) for s in (height, width)]
+            raise UserError(
+                f"images of {width}x{height} pixels (width x height) do not fit the model, whose sides are multiples "
+                f"of {multiple}; the nearest that fit: width {' or '.join(map(str, sides[1]))}, "
+                f"height {' or '.join(map(str, sides[0]))}"
+            )
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self._vae.encode(images.to(self.device, self._vae.dtype) * 2 - 1).latent_dist  # type: ignore[union-attr]
+            return posterior.mean.to(self.loss_dtype) * self._vae.config["scaling_factor"]
+
+    def decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
+        """The images in 0..1 of scaled latents. Differentiable, but for the clamp to 0..1."""
+        with torch.autocast(self.device.type, enabled=False):
+            latents = latents.to(self.device, self.loss_dtype) / self._vae.config["scaling_factor"]
+            images = self._vae.decode(latents.to(self._vae.dtype)).sample  # type: ignore[union-attr]
+            return (images.to(self.loss_dtype) / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | Sequence[str]) -> TextEmbedding:
+        """Embed a prompt (or a batch of them) and, for classifier-free guidance, the empty prompt.
+
+        A prompt longer than the text encoder's limit is cut, with a warning that quotes what was cut off.
+        """
+        tokenizer, text_encoder = self.tokenizer, self.text_encoder
+        if tokenizer is None or text_encoder is None:
+            raise UserError("this LatentDiffusion has no text encoder and tokenizer: give it both to encode prompts")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        for text in prompts:
+            cut_off = tokenizer(text).input_ids[limit - 1 : -1]
+            if cut_off:
+                warnings.warn(
+                    f"the prompt is longer than the model's {limit} tokens; it does not see "
+                    f"{tokenizer.decode(cut_off)!r}",
+                    stacklevel=2,
+                )
+
+        def embed(texts: list[str]) -> Tensor:
+            tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+            return text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+        return TextEmbedding(embed(prompts), embed([""] * len(prompts)))
+
+    def _alpha_cumprod(self, timestep: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
+        return self.alphas_cumprod[timestep.to(self.device)].to(self.loss_dtype)[:, None, None, None]
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "batch channels h w"],
+        noise: Float[Tensor, "batch channels h w"],
+        timestep: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channels h w"]:
+        """The forward process, DDPM (arXiv 2006.11239) equation 4: sqrt(a) z + sqrt(1 - a) noise."""
+        alpha = self._alpha_cumprod(timestep)
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+    def predict_noise(
+        self,
+        noisy_latents: Float[Tensor, "batch channels h w"],
+        timestep: Int[Tensor, " batch"],
+        embedding: Float[Tensor, "batch tokens text_channels"],
+    ) -> Float[Tensor, "batch channels h w"]:
+        """The UNet's noise prediction in `loss_dtype`, without classifier-free guidance.
+
+        For a velocity model the noise is sqrt(a) v + sqrt(1 - a) z_t (arXiv 2202.00512, appendix D).
+        """
+        prediction = self.unet(
+            noisy_latents.to(self.dtype), timestep.to(self.device), embedding.to(self.device, self.dtype)
+        ).sample.to(self.loss_dtype)
+        if self.prediction_type == "epsilon":
+            return prediction
+        alpha = self._alpha_cumprod(timestep)
+        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * noisy_latents
+
+
+def _why_unavailable(name: str, error: BaseException) -> str:
+    """One sentence on why a diffusion model did not load, and what to do."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if Path(name).is_dir():
+        if not (Path(name) / "unet").is_dir():
+            return (
+                f"the folder {name} has no unet/: it must be a diffusers folder of Stable Diffusion 1.x or 2.x "
+                "(SD3, FLUX and PixArt have no UNet with self-attention up blocks)"
+            )
+        return f"the diffusion model in {name} does not load: {_first_line(error)} (weights must be .safetensors)"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"the diffusion model {name} is gated: accept its licence at https://huggingface.co/{name}, "
+            "then `hf auth login`"
+        )
+    if any(isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes):
+        return (
+            f"there is no diffusion model {name}: neither a local folder nor a model on the Hugging Face Hub "
+            "(for a private one, `hf auth login` first)"
+        )
+    return (
+        f"the diffusion model {name} is not on this machine and the Hugging Face Hub does not give it "
+        f"({_first_line(error)}): go online once, or `hf download {name}` elsewhere and give the folder's path"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,130 @@
+"""Where nerfstudio must be worked around, each with the upstream issue and when the workaround can go.
+
+nerfstudio imports its plugins at the start of every ns- command, so that `apply` heals them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchmetrics.image.lpip
+from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor, nn
+
+
+def apply() -> None:
+    """Install the workarounds that concern every ns- command. Once is enough; more do no harm."""
+    load_checkpoints_safely()
+    fetch_lpips_when_needed()
+
+
+def load_checkpoints_safely() -> None:
+    """Let `torch.load` read nerfstudio's checkpoints with `weights_only=True`, its default since torch 2.6.
+
+    Their scheduler state holds a numpy scalar: https://github.com/nerfstudio-project/nerfstudio/issues/3683. Can go
+    when nerfstudio writes checkpoints without one, and old checkpoints no longer matter. numpy 2 moved the scalar's
+    module, so that it is allowed by both names.
+    """
+    scalar: Any = np.float64(0).__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [
+            (scalar, "numpy.core.multiarray.scalar"),
+            (scalar, "numpy._core.multiarray.scalar"),
+            np.dtype,
+            type(np.dtype(np.float64)),
+        ]
+    )
+
+
+class LazyLPIPS(nn.Module):
+    """Stands in for the network of torchmetrics' LPIPS until its first use; then fetches and becomes it.
+
+    It has no parameters, so that AlexNet does not enter checkpoints, and ignores AlexNet's weights in those that have
+    them. Where the weights cannot be had, the metric is NaN, once with a warning.
+
+    Args:
+        build: makes the real network.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.network = functools.cache(lambda: self._fetch(build))
+        self.register_load_state_dict_pre_hook(_drop_own_keys)
+
+    @staticmethod
+    def _fetch(build: Callable[[], nn.Module]) -> nn.Module | None:
+        try:
+            return build()
+        except OSError as error:  # urllib's and huggingface_hub's errors are OSErrors
+            CONSOLE.print(
+                f"[yellow]LPIPS is left out of the metrics: its AlexNet weights cannot be downloaded ({error}). "
+                f"Offline, put them into {Path(torch.hub.get_dir()) / 'checkpoints'} beforehand."
+            )
+            return None
+
+    def forward(self, image_1: Tensor, image_2: Tensor, normalize: bool = False) -> Tensor:
+        """LPIPS [B,1,1,1] of two image batches [B,3,H,W]; NaN where the network cannot be had."""
+        network = self.network()
+        if network is None:
+            return image_1.new_full((len(image_1), 1, 1, 1), math.nan)
+        return network.to(image_1.device)(image_1, image_2, normalize=normalize)
+
+
+def _drop_own_keys(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+
+
+def fetch_lpips_when_needed() -> None:
+    """Build models without downloading LPIPS' AlexNet, and leave the metric out where it cannot be had.
+
+    Every nerfstudio model builds it at once: https://github.com/nerfstudio-project/nerfstudio/issues/2415. Can go when
+    nerfstudio builds the metric on first use.
+    """
+    build = torchmetrics.image.lpip._NoTrainLpips
+    if isinstance(build, functools.partial):
+        return
+
+    def lazily(build: Callable[..., nn.Module], **kwargs: Any) -> LazyLPIPS:
+        return LazyLPIPS(functools.partial(build, **kwargs))
+
+    torchmetrics.image.lpip._NoTrainLpips = functools.partial(lazily, build)  # type: ignore[misc,assignment]
+
+    get_average = VanillaPipeline.get_average_image_metrics
+    get_one = VanillaPipeline.get_eval_image_metrics_and_images
+
+    @functools.wraps(get_average)
+    def get_average_image_metrics(*args: Any, **kwargs: Any) -> dict[str, float]:
+        return _without_missing_lpips(get_average(*args, **kwargs))
+
+    @functools.wraps(get_one)
+    def get_eval_image_metrics_and_images(*args: Any, **kwargs: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+        metrics, images = get_one(*args, **kwargs)
+        return _without_missing_lpips(metrics), images
+
+    VanillaPipeline.get_average_image_metrics = get_average_image_metrics  # type: ignore[method-assign]
+    VanillaPipeline.get_eval_image_metrics_and_images = get_eval_image_metrics_and_images  # type: ignore[method-assign]
+
+
+def _without_missing_lpips(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not (name.startswith("lpips") and math.isnan(value))}
+
+
+def update_proposals_in_every_call(model: nn.Module) -> None:
+    """Give the proposal networks gradients in every call of the model's sampler.
+
+    nerfstudio's sampler decides in each call whether they get any, and the first call of a step changes the answer for
+    the next: the chunks of one image, and a chunk recomputed under activation checkpointing, would take different
+    branches. No upstream issue; can go when the decision is made once a step.
+    """
+    sampler = getattr(model, "proposal_sampler", None)
+    if isinstance(sampler, ProposalNetworkSampler):
+        sampler.update_sched = lambda step: -1

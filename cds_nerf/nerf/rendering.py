@@ -1,0 +1,101 @@
+"""Differentiable rendering of a whole view in the memory of one chunk of rays."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
+from nerfstudio.models.base_model import Model
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def rescale_camera(camera: Cameras, shorter_side: int, multiple: int) -> Cameras:
+    """The camera with the same field of view at another size.
+
+    Args:
+        camera: one camera, as a batch [1].
+        shorter_side: of the new image, in pixels.
+        multiple: the longer side is rounded to a multiple of this many pixels, so that pixels may be stretched by a
+            little.
+    """
+    width, height = int(camera.width), int(camera.height)
+    scale = shorter_side / min(width, height)
+    new_width, new_height = (
+        shorter_side if side == min(width, height) else max(round(side * scale / multiple), 1) * multiple
+        for side in (width, height)
+    )
+    camera = camera[:]  # a new object: the caller's keeps its size
+    camera.fx, camera.cx = camera.fx * new_width / width, camera.cx * new_width / width
+    camera.fy, camera.cy = camera.fy * new_height / height, camera.cy * new_height / height
+    camera.width = torch.full_like(camera.width, new_width)
+    camera.height = torch.full_like(camera.height, new_height)
+    return camera
+
+
+def camera_rays(camera: Cameras, camera_index: int) -> RayBundle:
+    """All rays [height, width] of one camera [1], which carry its index among the training cameras."""
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    rays.camera_indices = torch.full((*rays.shape, 1), camera_index, device=rays.origins.device)
+    return rays
+
+
+def render_rays(
+    model: Model, rays: RayBundle, rays_per_chunk: int, checkpointing: bool = True
+) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
+    """Render rays in the model's training mode, differentiably with respect to its parameters.
+
+    Each chunk of rays keeps no activations: its backward pass renders it again. The memory of both passes is that of
+    one chunk, whatever the image's size.
+
+    Args:
+        model: any ray-based nerfstudio model whose outputs have "rgb".
+        rays: [height, width], with camera indices.
+        rays_per_chunk: upper bound; chunks are of equal size, give or take one ray.
+        checkpointing: False keeps every activation, for comparison.
+
+    Returns:
+        The image, and the model's own ray regularisers (see `ray_regularisers`), averaged over all rays.
+    """
+    height, width = rays.shape
+    rays = rays.flatten()
+
+    def render_chunk(start: int, end: int) -> tuple[Tensor, dict[str, Tensor]]:
+        # The model writes into the rays that it gets (near and far planes, pose corrections): a fresh slice each time.
+        outputs = model(rays[start:end].to(model.device))
+        share = (end - start) / len(rays)
+        return outputs["rgb"], {name: share * loss for name, loss in ray_regularisers(model, outputs).items()}
+
+    chunks = -(-len(rays) // rays_per_chunk)
+    bounds = [len(rays) * chunk // chunks for chunk in range(chunks + 1)]
+    colors, regularisers = [], []
+    for start, end in pairwise(bounds):
+        if checkpointing and torch.is_grad_enabled():
+            color, losses = checkpoint(render_chunk, start, end, use_reentrant=False)
+        else:
+            color, losses = render_chunk(start, end)
+        colors.append(color)
+        regularisers.append(losses)
+    image = torch.cat(colors).unflatten(0, (height, width)).permute(2, 0, 1)
+    return image, {name: torch.stack([losses[name] for losses in regularisers]).sum() for name in regularisers[0]}
+
+
+def ray_regularisers(model: Model, outputs: dict) -> dict[str, Float[Tensor, ""]]:
+    """The nerfacto family's losses on ray weights alone, with the model's own multipliers; none for other models.
+
+    The interlevel loss keeps the proposal networks with the field (mip-NeRF 360, arXiv 2111.12077, equation 13), the
+    distortion loss keeps the density compact (equation 15).
+    """
+    if "weights_list" not in outputs:
+        return {}
+    weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
+    losses = {}
+    if hasattr(model.config, "interlevel_loss_mult"):
+        losses["interlevel_loss"] = model.config.interlevel_loss_mult * interlevel_loss(weights, samples)
+    if hasattr(model.config, "distortion_loss_mult"):
+        losses["distortion_loss"] = model.config.distortion_loss_mult * distortion_loss(weights, samples)
+    return losses
