@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.pretrained import load_parts
 
 
 @dataclass(frozen=True)
@@ -97,28 +97,15 @@ class LatentDiffusion:
         """Load a diffusers folder of Stable Diffusion 1.x or 2.x, from safetensors only.
 
         Args:
-            model: a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", or a local folder.
+            model: a local folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that
+                is already in the local cache is loaded without asking the hub.
             device: where all its parts go.
             dtype: of all its weights.
 
         Raises:
             UserError: if the model cannot be had; the message says why and what to do.
         """
-        name = str(model)
-        try:
-            parts: dict[str, Any] = {
-                "scheduler": DDIMScheduler.from_pretrained(name, subfolder="scheduler"),
-                "tokenizer": CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
-                "text_encoder": CLIPTextModel.from_pretrained(
-                    name, subfolder="text_encoder", use_safetensors=True, dtype=dtype
-                ),
-                "vae": AutoencoderKL.from_pretrained(name, subfolder="vae", use_safetensors=True, torch_dtype=dtype),
-                "unet": UNet2DConditionModel.from_pretrained(
-                    name, subfolder="unet", use_safetensors=True, torch_dtype=dtype
-                ),
-            }
-        except (OSError, HFValidationError) as error:
-            raise UserError(_why_unavailable(name, error)) from error
+        parts = load_parts(model, dtype)
         for part in ("text_encoder", "vae", "unet"):
             parts[part].to(device)
         return cls(**parts)
@@ -246,35 +233,3 @@ class LatentDiffusion:
             return prediction
         alpha = self._alpha_cumprod(timestep)
         return alpha.sqrt() * prediction + (1 - alpha).sqrt() * noisy_latents
-
-
-def _why_unavailable(name: str, error: BaseException) -> str:
-    """One sentence on why a diffusion model did not load, and what to do."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    if Path(name).is_dir():
-        if not (Path(name) / "unet").is_dir():
-            return (
-                f"the folder {name} has no unet/: it must be a diffusers folder of Stable Diffusion 1.x or 2.x "
-                "(SD3, FLUX and PixArt have no UNet with self-attention up blocks)"
-            )
-        return f"the diffusion model in {name} does not load: {_first_line(error)} (weights must be .safetensors)"
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return (
-            f"the diffusion model {name} is gated: accept its licence at https://huggingface.co/{name}, "
-            "then `hf auth login`"
-        )
-    if any(isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes):
-        return (
-            f"there is no diffusion model {name}: neither a local folder nor a model on the Hugging Face Hub "
-            "(for a private one, `hf auth login` first)"
-        )
-    return (
-        f"the diffusion model {name} is not on this machine and the Hugging Face Hub does not give it "
-        f"({_first_line(error)}): go online once, or `hf download {name}` elsewhere and give the folder's path"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

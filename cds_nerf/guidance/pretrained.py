@@ -1,0 +1,150 @@
+"""The parts of a pretrained Stable Diffusion model, and one clear sentence where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from cds_nerf.errors import UserError
+
+FILES = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+)
+"""What a model's folder must have, besides the tokenizer's vocabulary."""
+VOCABULARY = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+"""The tokenizer's vocabulary, which `tokenizer/tokenizer.json` may hold instead."""
+HUB_TIMEOUT = 10.0
+"""Seconds that the Hugging Face Hub has to answer the first question."""
+
+
+def load_parts(model: str | Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The UNet, scheduler, VAE, text encoder and tokenizer of a local folder or a hub id, on the CPU.
+
+    Raises:
+        UserError: if the model cannot be had; the message says why and what to do.
+    """
+    folder = model_folder(model)
+    parts: dict[str, Any] = {}
+    try:
+        parts["scheduler"] = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        for name, kind, dtype_name in (
+            ("text_encoder", CLIPTextModel, "dtype"),
+            ("vae", AutoencoderKL, "torch_dtype"),
+            ("unet", UNet2DConditionModel, "torch_dtype"),
+        ):
+            parts[name], loading = kind.from_pretrained(
+                folder, subfolder=name, use_safetensors=True, output_loading_info=True, **{dtype_name: dtype}
+            )
+            if loading["missing_keys"]:  # both libraries only log this, and leave random weights
+                raise ValueError(f"the weights of {name} lack {sorted(loading['missing_keys'])[0]}")
+    except Exception as error:  # a broken file shows in the exceptions of four libraries
+        raise UserError(
+            f"the diffusion model in {folder} does not load: {_first_line(error)}; "
+            "if its files are damaged or do not belong together, get them anew"
+        ) from error
+    return parts
+
+
+def model_folder(model: str | Path) -> Path:
+    """The local folder of a model: itself, in the Hugging Face Hub's cache, or downloaded into that cache.
+
+    What is cached as a whole is used without asking the hub.
+
+    Raises:
+        UserError: if the model cannot be had or is of another kind; the message says why and what to do.
+    """
+    name = str(model)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if problem := why_unusable(_files(folder)):
+            raise UserError(f"the diffusion model in {name} {problem}")
+        return folder
+    if folder.is_file():
+        raise UserError(
+            f"the diffusion model {name} is a single file, not a diffusers folder: "
+            f"convert it with `StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(FOLDER)`"
+        )
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"there is no folder {name}: give a diffusers folder, or a model on the Hugging Face Hub as OWNER/NAME"
+        )
+    try:
+        cached = try_to_load_from_cache(name, "unet/config.json")
+        if isinstance(cached, str) and not why_unusable(_files(Path(cached).parents[1])):
+            return Path(cached).parents[1]
+        on_hub = {file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()}
+        if problem := why_unusable(on_hub):
+            raise UserError(f"the diffusion model {name} on the Hugging Face Hub {problem}")
+        return Path(snapshot_download(name, allow_patterns=[*FILES, "tokenizer/*"]))
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client lets those of its HTTP library through, which differs by version
+        raise UserError(_why_unavailable(name, error)) from error
+
+
+def why_unusable(files: Iterable[str]) -> str | None:
+    """What keeps a folder with these files from being a Stable Diffusion model that can be loaded; None if nothing."""
+    files = set(files)
+    folders = {file.split("/")[0] for file in files if "/" in file}
+    advice = "use Stable Diffusion 1.x or 2.x, or a model fine-tuned from them"
+    if "transformer" in folders:
+        return f"has a transformer in place of the UNet, as SD3 and FLUX do: {advice}"
+    if "text_encoder_2" in folders:
+        return f"has two text encoders, as SDXL does: {advice}"
+    if "unet" not in folders:
+        return f"has no unet/, so that it is no diffusers folder of Stable Diffusion: {advice}"
+    vocabulary = () if "tokenizer/tokenizer.json" in files else VOCABULARY
+    missing = [file for file in (*FILES, *vocabulary) if file not in files]
+    pickled = [file for file in missing if file.endswith(".safetensors") and _pickled(file) in files]
+    if pickled:
+        return (
+            f"has {_pickled(pickled[0])} but not {pickled[0]}, and pickled weights are not loaded: convert it with "
+            "`StableDiffusionPipeline.from_pretrained(MODEL).save_pretrained(FOLDER)`"
+        )
+    return f"is not complete: it lacks {', '.join(missing)}" if missing else None
+
+
+def _pickled(file: str) -> str:
+    return file.replace("/model.safetensors", "/pytorch_model.bin").replace(".safetensors", ".bin")
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()}
+
+
+def _why_unavailable(name: str, error: Exception) -> str:
+    """One sentence on why the hub does not give a model, and what to do."""
+    if isinstance(error, GatedRepoError):
+        return (
+            f"the diffusion model {name} is gated: accept its licence at https://huggingface.co/{name}, "
+            "then `hf auth login`"
+        )
+    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+        return (
+            f"there is no diffusion model {name}: neither a local folder nor a model on the Hugging Face Hub "
+            "(for a private one, `hf auth login` first)"
+        )
+    return (
+        f"the diffusion model {name} is not, or not as a whole, on this machine, and the Hugging Face Hub cannot be "
+        f"reached ({_first_line(error)}): go online once, or `hf download {name} --local-dir FOLDER` elsewhere and "
+        "give that folder"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
