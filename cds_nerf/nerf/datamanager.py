@@ -41,6 +41,11 @@ class CDSDataManager(VanillaDataManager):
         if self.test_mode != "val":
             super().setup_eval()
 
+    def load_eval_photographs(self) -> None:
+        """Load the evaluation photographs if they are not."""
+        if self.eval_pixel_sampler is None:
+            super().setup_eval()
+
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """Rays and pixels of training photographs, which are loaded the first time."""
         if self.train_pixel_sampler is None:
@@ -49,20 +54,16 @@ class CDSDataManager(VanillaDataManager):
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict]:
         """Rays and pixels of evaluation photographs, which are loaded the first time."""
-        if self.eval_pixel_sampler is None:
-            super().setup_eval()
+        self.load_eval_photographs()
         return super().next_eval(step)
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict]:
         """An evaluation camera and its photograph; all are loaded the first time."""
-        if self.eval_pixel_sampler is None:
-            super().setup_eval()
+        self.load_eval_photographs()
         return super().next_eval_image(step)
 
     def next_view(self, step: int, seed: int) -> int:
         """The index of the training camera of a step: in shuffled passes, each camera once before any twice."""
         count = len(self.train_dataset)
-        shuffled = torch.randperm(
-            count, generator=torch.Generator().manual_seed(seed_for(seed, "views", step // count))
-        )
-        return int(shuffled[step % count])
+        generator = torch.Generator().manual_seed(seed_for(seed, "views", step // count))
+        return int(torch.randperm(count, generator=generator)[step % count])

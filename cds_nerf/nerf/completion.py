@@ -1,0 +1,222 @@
+"""From what the user typed to a complete configuration: the source run's settings, or those of the run to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+
+from cds_nerf.errors import UserError
+from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
+
+if TYPE_CHECKING:
+    from cds_nerf.nerf.trainer import CDSTrainerConfig
+
+DEFAULT_ITERATIONS = 1000
+"""Edit steps where the user asks for no number."""
+
+FREE_ON_RESUME = (
+    ("max_num_iterations",),
+    ("vis",),
+    ("viewer",),
+    ("logging",),
+    ("steps_per_save",),
+    ("machine", "device_type"),
+    ("data",),
+    ("pipeline", "datamanager", "data"),
+    ("pipeline", "guidance_device"),
+)
+"""What a resumed edit takes from its own command line: how far it goes, where it runs and how it is watched."""
+
+
+def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
+    """Fill in, in place, what the user left to the source run or to the run that is resumed.
+
+    Values that equal the method's defaults count as not typed.
+
+    Args:
+        config: what the command line says.
+        default: the method's defaults.
+
+    Raises:
+        UserError: if a value is missing, contradicts another, or names something that is not there.
+    """
+    _check_device(config)
+    if config.pipeline.source_checkpoint is not None:  # --load-config gave a configuration that is complete
+        return
+    _take_prompt_alias(config)
+    if config.pipeline.resume_from is not None:
+        _take_resumed_run(config, default, config.pipeline.resume_from)
+        return
+    _check_prompts(config)
+    location = config.load_checkpoint or config.load_dir
+    if location is None:
+        raise UserError(
+            "--load-dir is missing: cds edits a trained field, give the nerfstudio_models folder of its run "
+            "(outputs/SCENE/nerfacto/TIME/nerfstudio_models); `ns-train cds-source` makes one"
+        )
+    _take_source_run(config, default, SourceRun.find(location, config.load_step))
+    if (config.get_base_dir() / "config.yml").exists():
+        raise UserError(
+            f"{config.get_base_dir()} holds a run already: choose another --timestamp, "
+            f"or continue it with --pipeline.resume-from {config.get_base_dir()}"
+        )
+
+
+def _check_device(config: CDSTrainerConfig) -> None:
+    device = config.machine.device_type
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available[device]:
+        raise UserError(f"--machine.device-type is {device}, which torch does not find here: use another, such as cpu")
+    if config.machine.num_devices > 1 or config.machine.num_machines > 1:
+        raise UserError(
+            "cds edits on one device (--machine.num-devices 1); --pipeline.guidance-device cuda:1 puts the diffusion "
+            "model on a second one"
+        )
+    guidance_device = config.pipeline.guidance_device
+    if guidance_device is not None:
+        try:
+            torch.empty(0, device=guidance_device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"--pipeline.guidance-device is {guidance_device}, which torch does not find here"
+            ) from error
+
+
+def _take_prompt_alias(config: CDSTrainerConfig) -> None:
+    """`--prompt` is the target prompt (ns-train hands it to the model's configuration, which has no use for it)."""
+    if config.prompt is None:
+        return
+    if config.pipeline.target_prompt not in ("", config.prompt):
+        raise UserError(
+            f"--prompt is {config.prompt!r} and --pipeline.target-prompt is {config.pipeline.target_prompt!r}: "
+            "they mean the same, give one"
+        )
+    config.pipeline.target_prompt = config.prompt
+    config.pipeline.model.prompt = None
+
+
+def _check_prompts(config: CDSTrainerConfig) -> None:
+    source, target = config.pipeline.source_prompt, config.pipeline.target_prompt
+    if not source.strip():
+        raise UserError('--pipeline.source-prompt is missing: describe the scene as it is, such as "a photo of a fox"')
+    if not target.strip():
+        raise UserError('--prompt is missing: describe the scene as it should become, such as "a photo of a wolf"')
+    if source.strip() == target.strip():
+        raise UserError(f"--pipeline.source-prompt and --prompt are both {source!r}: there is nothing to change")
+
+
+def _take_source_run(config: CDSTrainerConfig, default: CDSTrainerConfig, source: SourceRun) -> None:
+    """The source's model, data settings and optimizer groups, under what the user typed."""
+    if isinstance(source.config.pipeline.datamanager, FullImageDatamanagerConfig):
+        raise UserError(
+            f"{source.directory} is a {source.config.method_name} run, which renders no rays: "
+            "cds edits ray-based fields, such as nerfacto's"
+        )
+    pipeline, default_pipeline = config.pipeline, default.pipeline
+    source_pipeline: Any = source.config.pipeline
+    pipeline.model = _typed_over(pipeline.model, default_pipeline.model, source_pipeline.model, "pipeline.model")
+    keys = read_checkpoint(source.checkpoint)["pipeline"].keys()
+    if hasattr(pipeline.model, "implementation") and not any(key.endswith("tcnn_encoding.params") for key in keys):
+        pipeline.model.implementation = "torch"  # the source fell back to it, whatever its configuration says
+
+    pipeline.datamanager.dataparser = _typed_over(
+        pipeline.datamanager.dataparser,
+        default_pipeline.datamanager.dataparser,
+        source_pipeline.datamanager.dataparser,
+        "pipeline.datamanager.dataparser",
+    )
+    if pipeline.datamanager.camera_res_scale_factor == default_pipeline.datamanager.camera_res_scale_factor:
+        pipeline.datamanager.camera_res_scale_factor = source_pipeline.datamanager.camera_res_scale_factor
+    data = pipeline.datamanager.data or source_pipeline.datamanager.data or pipeline.datamanager.dataparser.data
+    if data is None or not data.exists():
+        raise UserError(f"the data {data} of the source run is not there: give --data")
+    config.data = pipeline.datamanager.data = data
+
+    groups = set(source.config.optimizers) - {"camera_opt"}  # the poses stay as they are
+    config.optimizers = {group: deepcopy(config.optimizers.get(group, config.optimizers["fields"])) for group in groups}
+    config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
+    for group in config.optimizers.values():
+        scheduler = group["scheduler"]
+        if isinstance(scheduler, ExponentialDecaySchedulerConfig) and scheduler.max_steps == DEFAULT_ITERATIONS:
+            scheduler.max_steps = config.max_num_iterations
+
+    pipeline.source_checkpoint = source.checkpoint.resolve()
+    config.load_dir = config.load_checkpoint = config.load_step = None
+
+
+def _typed_over(typed: Any, default: Any, base: Any, name: str) -> Any:
+    """A copy of the dataclass `base` with what in `typed` differs from `default`."""
+    if type(typed) is not type(default):
+        return typed
+    merged = deepcopy(base)
+    for path, value in _differences(typed, default):
+        try:
+            _at(merged, path)
+        except AttributeError as error:
+            raise UserError(f"{_flag(name, *path)} is not a setting of the source's {type(base).__name__}") from error
+        setattr(_at(merged, path[:-1]), path[-1], value)
+    return merged
+
+
+def _differences(one: Any, other: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The fields, with their paths, in which a configuration differs from another of its type."""
+    for field in fields(one):
+        value, other_value = getattr(one, field.name), getattr(other, field.name, None)
+        if is_dataclass(value) and not isinstance(value, type) and type(value) is type(other_value):
+            for path, nested in _differences(value, other_value):
+                yield (field.name, *path), nested
+        elif value != other_value:
+            yield (field.name,), value
+
+
+def _take_resumed_run(config: CDSTrainerConfig, default: CDSTrainerConfig, directory: Path) -> None:
+    """All of a run's own configuration, but for what `FREE_ON_RESUME` names."""
+    if config.load_dir is not None or config.load_checkpoint is not None:
+        raise UserError("--load-dir starts a new edit and --pipeline.resume-from continues one: give one of them")
+    if not directory.is_dir():
+        raise UserError(f"--pipeline.resume-from {directory} does not exist: give the folder of an interrupted edit")
+    run = read_run_config(directory)
+    if type(run) is not type(config) or run.pipeline.source_checkpoint is None:
+        raise UserError(
+            f"--pipeline.resume-from {directory} is a {run.method_name} run, not an edit: edit it with --load-dir"
+        )
+    directory = directory.resolve()
+    if directory.parent.name != run.method_name:
+        raise UserError(
+            f"--pipeline.resume-from {directory}: nerfstudio finds a run only under SCENE/{run.method_name}/TIME, "
+            f"move it into a folder named {run.method_name}"
+        )
+    for path, value in _differences(config, default):
+        free = any(path[: len(free)] == free for free in (*FREE_ON_RESUME, ("prompt",), ("pipeline", "resume_from")))
+        if not free and value != (own := _at(run, path)):
+            raise UserError(
+                f"{_flag(*path)} is {value!r}, but the run that is resumed has {own!r}, which stays: "
+                f"start a new edit with --load-dir {directory / run.relative_model_dir} to change it"
+            )
+    resumed = deepcopy(run)
+    for path in FREE_ON_RESUME:
+        if (value := _at(config, path)) is not None:
+            setattr(_at(resumed, path[:-1]), path[-1], value)
+    resumed.output_dir, resumed.experiment_name = directory.parents[2], directory.parent.parent.name
+    resumed.timestamp = directory.name
+    data = resumed.pipeline.datamanager.data
+    if data is None or not data.exists():
+        raise UserError(f"the data {data} of {directory} is not there: give --data")
+    vars(config).update(vars(resumed))
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        config = getattr(config, part)
+    return config
+
+
+def _flag(*path: str) -> str:
+    return "--" + ".".join(path).replace("_", "-")

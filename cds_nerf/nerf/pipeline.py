@@ -1,0 +1,221 @@
+"""The pipeline of an edit: render a view, encode it, and let the guidance say where it should go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from jaxtyping import Float
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.external import TCNN_EXISTS
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from cds_nerf.errors import UserError
+from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
+from cds_nerf.nerf import compatibility
+from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
+from cds_nerf.nerf.orbit import orbit_cameras
+from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
+from cds_nerf.nerf.seeding import seed_for
+from cds_nerf.nerf.source_run import read_checkpoint
+from cds_nerf.nerf.source_views import load_source_latents
+
+SOURCE_STEPS = 10**6
+"""The model's own schedules see an edit's steps after this many, when all annealing is over."""
+
+
+@dataclass
+class CDSPipelineConfig(VanillaPipelineConfig):
+    """What is edited, into what, and how."""
+
+    _target: type = field(default_factory=lambda: CDSPipeline)
+    datamanager: CDSDataManagerConfig = field(default_factory=CDSDataManagerConfig)
+    """The cameras of the edit."""
+    model: ModelConfig = field(default_factory=NerfactoModelConfig)
+    """The field; the source run's settings where you give none."""
+    source_prompt: str = ""
+    """Describes the scene as it is, such as "a photo of a fox"."""
+    target_prompt: str = ""
+    """Describes the scene as it should become, such as "a photo of a wolf"; --prompt is the same."""
+    diffusion: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """The text-to-image model: a Stable Diffusion 1.x or 2.x by hub id or as a local diffusers folder."""
+    guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
+    """Settings of the Contrastive Denoising Score."""
+    guidance_resolution: int | None = None
+    """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
+    Less is faster, takes less memory and shows the model less."""
+    guidance_device: str | None = None
+    """Device of the diffusion model, such as cuda:1 or cpu; the field's if none is given."""
+    guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Precision of the diffusion model; float16 on a GPU and float32 on a CPU if none is given."""
+    rays_per_chunk: int = 4096
+    """Rays rendered at a time. Less takes less memory and somewhat more time; the result is the same."""
+    steps_per_strip: int = 100
+    """Steps between pictures of how far the edit has come."""
+    orbit_frames: int = 60
+    """Frames of the before/after video; 0 for no video."""
+    resume_from: Path | None = None
+    """The folder of an edit that was interrupted; it goes on with its own settings."""
+    source_checkpoint: tyro.conf.Suppress[Path | None] = None
+    """The checkpoint that the edit starts from; found from --load-dir."""
+
+
+class CDSPipeline(VanillaPipeline):
+    """Renders training views of a field, and hands their latents to the guidance.
+
+    The diffusion model is no part of the pipeline's state, and is loaded for an edit only.
+    """
+
+    config: CDSPipelineConfig
+    datamanager: CDSDataManager
+
+    def begin_edit(self, directory: Path, seed: int) -> None:
+        """Load the diffusion model and bring the source's views, rendered before the first step, into the run folder.
+
+        Args:
+            directory: the run folder.
+            seed: of all that is random in the edit.
+
+        Raises:
+            UserError: if the diffusion model cannot be had, or the guidance's settings do not fit it.
+        """
+        config = self.config
+        self.seed = seed
+        device = torch.device(config.guidance_device or self.device)
+        dtype = config.guidance_dtype or ("float32" if device.type == "cpu" else "float16")
+        diffusion = LatentDiffusion.from_pretrained(config.diffusion, device, getattr(torch, dtype))
+        self.guidance = CDSGuidance(config.guidance, diffusion)
+        self.source_text = diffusion.encode_prompt(config.source_prompt)
+        self.target_text = diffusion.encode_prompt(config.target_prompt)
+        diffusion.text_encoder = None  # has done its work; its memory is for the UNet
+
+        resolution, multiple = config.guidance_resolution or diffusion.native_size, diffusion.image_multiple
+        if resolution < multiple or resolution % multiple:
+            raise UserError(
+                f"--pipeline.guidance-resolution is {resolution}; {config.diffusion} takes multiples of {multiple}, "
+                f"such as {max(round(resolution / multiple), 1) * multiple}"
+            )
+        cameras = self.datamanager.train_dataset.cameras
+        self.views = [rescale_camera(cameras[i : i + 1], resolution, multiple) for i in range(len(cameras))]
+        self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
+
+        self.model.requires_grad_(True)
+        for parameter in self.model.get_param_groups().get("camera_opt", []):
+            parameter.requires_grad_(False)
+        compatibility.update_proposals_in_every_call(self.model)
+        self.source_latents = load_source_latents(directory, self)
+
+    def render_view(self, index: int, seed: int) -> tuple[Float[Tensor, "3 height width"], dict[str, Tensor]]:
+        """A training view at the guidance's resolution, in the model's training mode, and its ray regularisers."""
+        self.train()
+        torch.manual_seed(seed)
+        rays = camera_rays(self.views[index].to(self.device), index)
+        return render_rays(self.model, rays, self.config.rays_per_chunk)
+
+    @torch.no_grad()
+    def render_still(self, index: int) -> Float[Tensor, "3 height width"]:
+        """A training view as it is recorded: with the same sampling jitter at any step."""
+        return self.render_view(index, seed_for(self.seed, "still", index))[0].clamp(0, 1)
+
+    def render_orbit(self) -> Iterator[Float[Tensor, "3 height width"]]:
+        """The views of the orbit, in the model's evaluation mode, as ns-render shows it."""
+        for camera in self.orbit:
+            self.eval()
+            image = self.model.get_outputs_for_camera(camera.to(self.device))["rgb"]
+            self.train()
+            yield image.permute(2, 0, 1)
+
+    def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """The guidance's losses of one view and the model's ray regularisers. All draws follow from seed and step."""
+        index = self.datamanager.next_view(step, self.seed)
+        image, regularisers = self.render_view(index, seed_for(self.seed, "rendering", step))
+        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
+        latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
+        out = self.guidance(
+            self.source_latents[index],
+            latents,
+            self.source_text,
+            self.target_text,
+            generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
+        )
+        config = self.guidance.config
+        losses = {"dds_loss": config.w_dds * out.dds_loss, "cut_loss": config.w_cut * out.cut_loss}
+        metrics = {
+            "view": torch.tensor(index),
+            "timestep": out.timestep[0],
+            "gradient": out.gradient.square().mean().sqrt(),
+        }
+        return {}, {name: loss.to(self.device) for name, loss in losses.items()} | regularisers, metrics
+
+    def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Metrics on the evaluation photographs, which are loaded now if they are not."""
+        self.datamanager.load_eval_photographs()
+        return super().get_average_eval_image_metrics(*args, **kwargs)
+
+    def load_source(self) -> None:
+        """Take the weights of the source run's checkpoint, and nothing else of it.
+
+        Raises:
+            UserError: if they do not fit the model.
+        """
+        assert self.config.source_checkpoint is not None
+        checkpoint = read_checkpoint(self.config.source_checkpoint)
+        try:
+            self.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
+        except UserError as error:
+            raise UserError(f"the checkpoint {self.config.source_checkpoint} does not fit: {error}") from error
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a checkpoint's weights, all of them or none.
+
+        Raises:
+            UserError: if the keys or shapes are not the model's; the message names the first that are not.
+        """
+        state = {
+            key.removeprefix("module."): value
+            for key, value in loaded_state.items()
+            if not key.startswith("_model.lpips.")  # AlexNet's, of plain nerfstudio runs
+        }
+        own = self.state_dict()
+        problems = [f"{key} is missing" for key in own if key not in state]
+        problems += [f"{key} is not the model's" for key in state if key not in own]
+        problems += [
+            f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ]
+        if problems:
+            hint = "was it made with other --pipeline.model settings?"
+            if any(key.endswith("tcnn_encoding.params") for key in state) and not TCNN_EXISTS:
+                hint = "it was trained with tiny-cuda-nn, which is not installed here"
+            more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+            raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
+        self.model.update_to_step(SOURCE_STEPS + step)
+        self.load_state_dict(state)
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """The model's callbacks, which see a step at which all annealing is over."""
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        for callback in callbacks:
+            callback.func = partial(_call_late, callback.func)
+        return callbacks
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """The model's parameter groups without the camera poses, which an edit leaves as they are."""
+        return {name: group for name, group in super().get_param_groups().items() if name != "camera_opt"}
+
+
+def _call_late(function: Any, *args: Any, step: int, **kwargs: Any) -> None:
+    function(*args, step=SOURCE_STEPS + step, **kwargs)

@@ -1,0 +1,121 @@
+"""What an edit leaves beside its checkpoint: strips of the way there, the edited views, a before/after video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import writer
+from nerfstudio.utils.colormaps import apply_float_colormap
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torchvision.io import read_image
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from cds_nerf.guidance import CDSGuidance
+from cds_nerf.nerf.seeding import seed_for
+
+if TYPE_CHECKING:
+    from cds_nerf.nerf.pipeline import CDSPipeline
+
+FRAMES_PER_SECOND = 20
+"""Of the before/after video."""
+
+
+class Record:
+    """Writes pictures of an edit into its run folder.
+
+    Args:
+        pipeline: of the edit, which has begun.
+        directory: the run folder.
+    """
+
+    def __init__(self, pipeline: CDSPipeline, directory: Path) -> None:
+        self.pipeline = pipeline
+        self.directory = directory
+        guidance = pipeline.guidance
+        self.delta_denoising = CDSGuidance(replace(guidance.config, w_cut=0.0), guidance.diffusion)
+
+    def callbacks(self) -> list[TrainingCallback]:
+        """For nerfstudio's trainer: a strip every so many steps, the result at the end."""
+        return [
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                self.write_strip,
+                update_every_num_iters=self.pipeline.config.steps_per_strip,
+            ),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self.write_result),
+        ]
+
+    @torch.no_grad()
+    def write_strip(self, step: int) -> None:
+        """Source, edit and |gradient| of the first view side by side, as `strips/STEP.png` and in the event writer.
+
+        The gradient is the guidance's at one fixed timestep and noise, scaled to its own maximum: it shows where the
+        edit still wants to change something.
+        """
+        pipeline = self.pipeline
+        diffusion = pipeline.guidance.diffusion
+        source = read_image(self.directory / "source" / "views" / "00000.png") / 255
+        edit = pipeline.render_still(0)
+        gradient = self.delta_denoising(
+            pipeline.source_latents[0],
+            diffusion.encode(edit[None]),
+            pipeline.source_text,
+            pipeline.target_text,
+            timestep=torch.tensor([len(diffusion.alphas_cumprod) // 2]),
+            generator=torch.Generator().manual_seed(seed_for(pipeline.seed, "strip", 0)),
+        ).gradient
+        magnitude = F.interpolate(gradient.norm(dim=1, keepdim=True), size=edit.shape[-2:])[0]
+        heat = apply_float_colormap((magnitude / magnitude.max()).permute(1, 2, 0).cpu()).permute(2, 0, 1)
+        strip = torch.cat([source, edit.cpu(), heat], dim=2)
+        folder = self.directory / "strips"
+        folder.mkdir(exist_ok=True)
+        save_image(strip, folder / f"{step:06d}.png")
+        writer.put_image(name="source | edit | gradient", image=strip.permute(1, 2, 0), step=step)
+
+    @torch.no_grad()
+    def write_result(self, step: int) -> None:
+        """The edited training views, the before/after video, and the line that says how to open the result."""
+        self.write_strip(step)
+        writer.write_out_storage()
+        folder = self.directory / "edited_views"
+        folder.mkdir(exist_ok=True)
+        for index in tqdm(range(len(self.pipeline.views)), desc="Edited views", unit="view"):
+            save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
+        if self.pipeline.orbit:
+            before = sorted((self.directory / "source" / "orbit").glob("*.png"))
+            after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(before), unit="frame")
+            pairs = (torch.cat([read_image(a) / 255, b.cpu()], dim=2) for a, b in zip(before, after, strict=True))
+            write_video(pairs, self.directory / "before_after.mp4")
+        CONSOLE.print(f"Open the edited field with: ns-viewer --load-config {self.directory / 'config.yml'}")
+
+
+def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -> None:
+    """Write an H.264 video under another name and rename it; odd sides lose one pixel.
+
+    Args:
+        frames: in 0..1.
+        path: ends in .mp4.
+    """
+    partial = path.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as container:
+        stream = None
+        for frame in frames:
+            height, width = (side - side % 2 for side in frame.shape[1:])
+            if stream is None:
+                stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "18"})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            pixels = (frame[:, :height, :width].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.contiguous().numpy(), format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
+    partial.replace(path)

@@ -1,0 +1,197 @@
+"""The loop of an edit: nerfstudio's trainer, started from a source run or from where an edit was interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from tqdm import tqdm
+
+from cds_nerf.errors import UserError
+from cds_nerf.nerf.completion import DEFAULT_ITERATIONS, complete
+from cds_nerf.nerf.device import default_device
+from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
+from cds_nerf.nerf.record import Record
+from cds_nerf.nerf.source_run import check_pose_normalisation
+
+
+def edit_optimizers() -> dict[str, Any]:
+    """Adam at a rate that decays exponentially to a tenth over the edit (chosen by `benchmarks/learning_rate.py`)."""
+    return {
+        group: {
+            "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
+            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=DEFAULT_ITERATIONS),
+        }
+        for group in ("proposal_networks", "fields")
+    }
+
+
+@dataclass
+class CDSTrainerConfig(TrainerConfig):
+    """The configuration of an edit; its defaults are the method's."""
+
+    _target: type = field(default_factory=lambda: CDSTrainer)
+    method_name: str | None = "cds"
+    pipeline: CDSPipelineConfig = field(default_factory=CDSPipelineConfig)
+    """Prompts, diffusion model, guidance, data and model of the edit."""
+    optimizers: dict[str, Any] = field(default_factory=edit_optimizers)
+    """Optimizers of the source's parameter groups; a group that is not named here gets the fields' optimizer."""
+    max_num_iterations: int | None = None  # type: ignore[assignment]
+    """Edit steps; 1000, or as many as the run had that is resumed."""
+    load_dir: Path | None = None
+    """The run to edit: its folder, or the nerfstudio_models in it. Its config.yml gives the model's settings."""
+    load_step: int | None = None
+    """The step of the checkpoint to edit; the newest if none is given."""
+    prompt: str | None = None
+    """The target prompt: describes the scene as it should become."""
+    steps_per_save: int = 100
+    """Steps between checkpoints."""
+    steps_per_eval_batch: int = 0
+    """Steps between losses on evaluation photographs, which know nothing of an edit; 0 for never."""
+    steps_per_eval_image: int = 0
+    """Steps between metrics on an evaluation photograph, which knows nothing of an edit; 0 for never."""
+    steps_per_eval_all_images: int = 0
+    """Steps between metrics on all evaluation photographs, which know nothing of an edit; 0 for never."""
+    machine: MachineConfig = field(default_factory=lambda: MachineConfig(device_type=default_device()))
+    """Machine configuration"""
+    logging: LoggingConfig = field(
+        default_factory=lambda: LoggingConfig(steps_per_log=1, local_writer=LocalWriterConfig(enable=False))
+    )
+    """Logging configuration; the console shows a progress bar in place of nerfstudio's table."""
+    vis: Literal[
+        "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
+    ] = "viewer+tensorboard"
+    """Which visualizer to use."""
+
+    def set_timestamp(self) -> None:
+        """Complete the configuration (see `completion`) and name the run; ns-train calls this first of all.
+
+        A mistake of the user's ends the program here, with its message and status 1.
+        """
+        try:
+            complete(self, default=type(self)())
+        except UserError as error:
+            sys.exit(f"cds: {error}")
+        super().set_timestamp()
+
+    def save_config(self) -> None:
+        """Write `config.yml` under another name and rename it, so that there is a whole one at any moment."""
+        path = self.get_base_dir() / "config.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(yaml.dump(self), "utf8")
+        partial.replace(path)
+        CONSOLE.log(f"Saved config to: {path}")
+
+
+class CDSTrainer(Trainer):
+    """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
+
+    A mistake of the user's, or Ctrl-C, ends the program with a message and status 1.
+    """
+
+    config: CDSTrainerConfig
+    pipeline: CDSPipeline
+
+    @contextmanager
+    def _plain_ending(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            sys.exit(f"cds: {error}")
+        except KeyboardInterrupt:
+            sys.exit(
+                "\ncds: interrupted; the edit goes on from its last checkpoint with "
+                f"`ns-train cds --pipeline.resume-from {self.base_dir}`"
+            )
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, load the weights, check that the poses are the source's, and prepare the guidance."""
+        with self._plain_ending():
+            super().setup(test_mode)
+            self._check_poses()
+            self.pipeline.begin_edit(self.base_dir, self.config.machine.seed)
+            self.callbacks += Record(self.pipeline, self.base_dir).callbacks()
+
+    def _check_poses(self) -> None:
+        assert self.config.pipeline.source_checkpoint is not None
+        source_run = self.config.pipeline.source_checkpoint.parent.parent
+        outputs = self.pipeline.datamanager.train_dataparser_outputs
+        if not any([check_pose_normalisation(run, outputs) for run in (source_run, self.base_dir)]):
+            CONSOLE.print(
+                f"[yellow]{source_run} has no dataparser_transforms.json: whether these poses are normalised as its "
+                "own cannot be checked. Look at the first strip: a source that looks wrong means that they are not."
+            )
+
+    def _load_checkpoint(self) -> None:
+        """Load the run's own checkpoint whole where there is one, else the source's weights alone."""
+        own = sorted(self.checkpoint_dir.glob("step-*.ckpt"))
+        if not own:
+            self.pipeline.load_source()
+            return
+        self.config.load_checkpoint = own[-1]
+        super()._load_checkpoint()
+        self.config.load_checkpoint = None
+
+    def train(self) -> None:
+        """Edit until `max_num_iterations` steps are done, counted from the edit's own start."""
+        total = self.config.max_num_iterations
+        assert total is not None
+        if self._start_step >= total:
+            CONSOLE.print(f"This edit has its {total} steps; a greater --max-num-iterations takes it further.")
+        elif self._start_step:
+            CONSOLE.print(f"Going on at step {self._start_step} of {total}.")
+        self.step = self._start_step - 1
+        self.progress = tqdm(total=total, initial=self._start_step, desc="Editing", unit="step")
+        self.config.max_num_iterations = max(total - self._start_step, 0)  # nerfstudio counts from the start step
+        try:
+            with self._plain_ending(), self.progress:
+                super().train()
+        finally:
+            self.config.max_num_iterations = total
+
+    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """One step, on the progress bar with its losses."""
+        loss, losses, metrics = super().train_iteration(step)
+        self.progress.set_postfix({name.removesuffix("_loss"): f"{value.item():.3g}" for name, value in losses.items()})
+        self.progress.update()
+        return loss, losses, metrics
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint into a folder beside the checkpoints and move it there, so that each is whole.
+
+        Where only the latest is kept, the others are deleted after that.
+        """
+        final = self.checkpoint_dir
+        self.checkpoint_dir = final.with_name(f"{final.name}.partial")
+        try:
+            super().save_checkpoint(step)
+            partial = self.checkpoint_dir
+        finally:
+            self.checkpoint_dir = final
+        final.mkdir(parents=True, exist_ok=True)
+        (written,) = partial.glob(f"step-{step:09d}.ckpt")
+        saved = written.replace(final / written.name)
+        partial.rmdir()
+        if self.config.save_only_latest_checkpoint:
+            for checkpoint in final.glob("*.ckpt"):
+                if checkpoint != saved:
+                    checkpoint.unlink()
+
+    def _after_train(self) -> None:
+        self.progress.close()
+        super()._after_train()
+
+    def _train_complete_viewer(self) -> None:
+        with suppress(KeyboardInterrupt):  # which is how the user is told to quit it
+            super()._train_complete_viewer()
