@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import replace
-from typing import cast
-
-from nerfstudio.configs.base_config import MachineConfig
-from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
@@ -28,24 +26,38 @@ cds = MethodSpecification(
 )
 
 
-def _source_config() -> TrainerConfig:
-    nerfacto = cast(TrainerConfig, deepcopy(method_configs["nerfacto"]))
-    model = cast(NerfactoModelConfig, nerfacto.pipeline.model)
-    return replace(
-        nerfacto,
+cds_source = MethodSpecification(
+    config=TrainerConfig(
         method_name="cds-source",
+        max_num_iterations=30000,
+        steps_per_save=2000,
+        mixed_precision=True,
         machine=MachineConfig(device_type=default_device()),
         pipeline=VanillaPipelineConfig(
-            # No worker processes, unlike nerfacto's own.
+            # nerfacto's own data manager starts worker processes, which are slow to start and noisy at exit.
             datamanager=VanillaDataManagerConfig(
                 dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096, eval_num_rays_per_batch=4096
             ),
-            model=replace(model, use_appearance_embedding=False),
+            model=NerfactoModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+                use_appearance_embedding=False,
+            ),
         ),
-    )
-
-
-cds_source = MethodSpecification(
-    config=_source_config(),
+        optimizers={
+            group: {
+                "optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15),
+                "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=steps),
+            }
+            for group, rate, steps in (
+                ("proposal_networks", 1e-2, 200000),
+                ("fields", 1e-2, 200000),
+                ("camera_opt", 1e-3, 5000),
+            )
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer",
+    ),
     description="nerfacto as a good source for cds: without appearance embedding, works offline.",
 )

@@ -15,8 +15,9 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils import writer
 from nerfstudio.utils.colormaps import apply_float_colormap
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
 from torch import Tensor
-from torchvision.io import read_image
+from torchvision.transforms.functional import to_tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ class Record:
         """
         pipeline = self.pipeline
         diffusion = pipeline.guidance.diffusion
-        source = read_image(self.directory / "source" / "views" / "00000.png") / 255
+        source = _read(self.directory / "source" / "views" / "00000.png")
         edit = pipeline.render_still(0)
         gradient = self.delta_denoising(
             pipeline.source_latents[0],
@@ -94,9 +95,14 @@ class Record:
         if self.pipeline.orbit:
             before = sorted((self.directory / "source" / "orbit").glob("*.png"))
             after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(before), unit="frame")
-            pairs = (torch.cat([read_image(a) / 255, b.cpu()], dim=2) for a, b in zip(before, after, strict=True))
+            pairs = (torch.cat([_read(picture), frame.cpu()], dim=2) for picture, frame in zip(before, after, strict=True))
             write_video(pairs, self.directory / "before_after.mp4")
         CONSOLE.print(f"Open the edited field with: ns-viewer --load-config {self.directory / 'config.yml'}")
+
+
+def _read(path: Path) -> Float[Tensor, "3 height width"]:
+    with Image.open(path) as picture:
+        return to_tensor(picture)
 
 
 def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -> None:

@@ -163,9 +163,10 @@ class CDSTrainer(Trainer):
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step, on the progress bar with its losses."""
         loss, losses, metrics = super().train_iteration(step)
+        losses = {name: value.detach() for name, value in losses.items()}
         self.progress.set_postfix({name.removesuffix("_loss"): f"{value.item():.3g}" for name, value in losses.items()})
         self.progress.update()
-        return loss, losses, metrics
+        return loss.detach(), losses, metrics
 
     def save_checkpoint(self, step: int) -> None:
         """Write the checkpoint into a folder beside the checkpoints and move it there, so that each is whole.

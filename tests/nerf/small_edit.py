@@ -1,0 +1,131 @@
+"""Small captures, fields and edits for the plugin's tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
+from PIL import Image
+
+from cds_nerf.nerf.trainer import CDSTrainerConfig
+
+VIEWS = 7
+WIDTH, HEIGHT = 40, 24
+SOURCE_PROMPT, TARGET_PROMPT = "a photo of a fox", "a photo of a wolf"
+SMALL_MODEL = {
+    "num_levels": 4,
+    "log2_hashmap_size": 10,
+    "max_res": 64,
+    "hidden_dim": 16,
+    "hidden_dim_color": 16,
+    "num_nerf_samples_per_ray": 8,
+    "num_proposal_iterations": 1,
+    "num_proposal_samples_per_ray": (16,),
+    "proposal_net_args_list": [{"hidden_dim": 16, "log2_hashmap_size": 10, "num_levels": 3, "max_res": 32}],
+}
+
+
+def write_capture(folder: Path, views: int = VIEWS) -> Path:
+    """Non-square photographs with lens distortion and intrinsics that differ from frame to frame."""
+    (folder / "images").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    frames = []
+    for index in range(views):
+        pixels = random.integers(0, 255, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(folder / "images" / f"{index:03d}.png")
+        angle = 2 * np.pi * index / views
+        back = np.array([np.cos(angle), np.sin(angle), 0.5])
+        back /= np.linalg.norm(back)
+        right = np.cross([0, 0, 1], back)
+        right /= np.linalg.norm(right)
+        pose = np.eye(4)
+        pose[:3] = np.stack([right, np.cross(back, right), back, 2 * back], axis=1)
+        frames.append(
+            {
+                "file_path": f"images/{index:03d}.png",
+                "transform_matrix": pose.tolist(),
+                "fl_x": 40.0 + index,
+                "fl_y": 41.0 + index,
+                "cx": WIDTH / 2 + 1,
+                "cy": HEIGHT / 2 - 1,
+                "w": WIDTH,
+                "h": HEIGHT,
+                "k1": 0.05,
+                "k2": -0.02,
+                "p1": 0.001,
+                "p2": -0.002,
+            }
+        )
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
+    return folder
+
+
+def train_source(config: TrainerConfig, capture: Path, output: Path, **model: Any) -> Path:
+    """Train a small field for a few steps; the run's folder."""
+    config.output_dir = output
+    config.data = config.pipeline.datamanager.data = capture
+    config.max_num_iterations = 5
+    config.vis = "tensorboard"
+    config.machine.device_type = "cpu"
+    config.logging = LoggingConfig(local_writer=LocalWriterConfig(enable=False))
+    config.pipeline.datamanager.train_num_rays_per_batch = 64
+    for name, value in (SMALL_MODEL | model).items():
+        setattr(config.pipeline.model, name, value)
+    torch.manual_seed(0)
+    run(config)
+    return config.get_base_dir()
+
+
+def fresh(config: Any) -> Any:
+    """A copy that shares nothing, as a new process would have it."""
+    return yaml.load(yaml.dump(config), Loader=yaml.Loader)
+
+
+def edit_config_for(source_run: Path, diffusion_folder: Path, output: Path, **typed: Any) -> CDSTrainerConfig:
+    """What ns-train makes of a command line, before it completes it; keywords such as `pipeline__source_prompt`."""
+    config = CDSTrainerConfig()
+    config.machine.device_type = "cpu"
+    usual = {
+        "load_dir": source_run / "nerfstudio_models",
+        "prompt": TARGET_PROMPT,
+        "pipeline__source_prompt": SOURCE_PROMPT,
+        "pipeline__diffusion": str(diffusion_folder),
+        "pipeline__guidance_resolution": 16,
+        "pipeline__orbit_frames": 2,
+        "max_num_iterations": 3,
+        "vis": "tensorboard",
+        "output_dir": output,
+    }
+    for name, value in (usual | typed).items():
+        *parents, last = name.split("__")
+        target: Any = config
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    config.pipeline.model.prompt = config.prompt  # as ns-train does
+    config.pipeline.datamanager.data = config.data
+    return config
+
+
+def run(config: TrainerConfig) -> Trainer:
+    """What ns-train does with a configuration."""
+    writer.EVENT_WRITERS.clear()  # of other runs in this process
+    writer.EVENT_STORAGE.clear()
+    config.set_timestamp()
+    config.save_config()
+    trainer = config.setup()
+    trainer.setup()
+    trainer.train()
+    return trainer
+
+
+def load_checkpoint(run_folder: Path) -> dict[str, Any]:
+    (path,) = (run_folder / "nerfstudio_models").glob("*.ckpt")
+    return torch.load(path, weights_only=True)

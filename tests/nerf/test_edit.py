@@ -1,0 +1,269 @@
+"""What an edit gives: its checkpoint, its record, and the same field however often it was interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.eval_utils import eval_setup
+from PIL import Image
+from safetensors.torch import load_file
+from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, load_checkpoint, run
+
+from cds_nerf.nerf.pipeline import CDSPipeline
+
+TRAINING_VIEWS = VIEWS
+"""Of so few frames nerfstudio keeps none for evaluation."""
+
+
+def assert_equal_states(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_states(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal_states(a, b)
+    else:
+        assert one == other
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The edit stops within that step, as Ctrl-C would stop it."""
+    get_train_loss_dict = CDSPipeline.get_train_loss_dict
+
+    def interrupted(pipeline: CDSPipeline, step_: int | None = None, **kwargs: Any) -> Any:
+        if kwargs.get("step", step_) == step:
+            raise KeyboardInterrupt
+        return get_train_loss_dict(pipeline, kwargs.get("step", step_))
+
+    monkeypatch.setattr(CDSPipeline, "get_train_loss_dict", interrupted)
+
+
+def test_edit_changes_the_field_and_nothing_else(edit_config, source_run):
+    config = edit_config()
+    run(config)
+    before, after = load_checkpoint(source_run)["pipeline"], load_checkpoint(config.get_base_dir())["pipeline"]
+    assert before.keys() == after.keys()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert any(key.startswith("_model.field.") for key in changed)
+    assert any(key.startswith("_model.proposal_networks.") for key in changed)
+    assert not any(key.startswith("_model.camera_optimizer.") for key in changed)
+
+
+def test_run_folder_holds_the_record_of_the_edit(edit_config, capsys):
+    config = edit_config(pipeline__steps_per_strip=2, max_num_iterations=4, pipeline__orbit_frames=3)
+    run(config)
+    folder = config.get_base_dir()
+
+    source = Image.open(folder / "source" / "views" / "00000.png")
+    assert min(source.size) == config.pipeline.guidance_resolution
+    assert len(list((folder / "edited_views").glob("*.png"))) == TRAINING_VIEWS
+    assert Image.open(folder / "edited_views" / "00000.png").size == source.size
+    strips = sorted((folder / "strips").glob("*"))
+    assert [strip.name for strip in strips] == ["000000.png", "000002.png", "000003.png"]
+    assert Image.open(strips[0]).size == (3 * source.width, source.height)
+    with av.open(str(folder / "before_after.mp4")) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == 3
+    assert (frames[0].width, frames[0].height) == (2 * source.width, source.height)
+    assert list(folder.glob("events.out.tfevents*"))
+    printed = capsys.readouterr()
+    assert f"ns-viewer --load-config {folder / 'config.yml'}" in printed.out.replace("\n", "")
+    assert "dds=" in printed.err and "cut=" in printed.err and "interlevel=" in printed.err
+
+
+def test_edited_run_opens_with_its_config_alone_and_shows_another_scene(edit_config, source_run):
+    config = edit_config()
+    run(config)
+    colors = []
+    for folder in (source_run, config.get_base_dir()):
+        _, pipeline, _, _ = eval_setup(folder / "config.yml", test_mode="inference")
+        camera = pipeline.datamanager.train_dataset.cameras[0:1]
+        colors.append(pipeline.model.get_outputs_for_camera(camera)["rgb"])
+    assert (colors[0] - colors[1]).abs().max() > 1e-3
+
+
+def test_checkpoint_is_no_larger_than_its_source(edit_config, source_run):
+    config = edit_config()
+    run(config)
+    (edited,) = (config.get_base_dir() / "nerfstudio_models").glob("*.ckpt")
+    (source,) = (source_run / "nerfstudio_models").glob("*.ckpt")
+    assert edited.stat().st_size <= source.stat().st_size
+
+
+def test_edit_reads_no_photograph(edit_config, monkeypatch):
+    def read(*_: Any) -> None:
+        raise AssertionError("a photograph was read")
+
+    monkeypatch.setattr(InputDataset, "get_numpy_image", read)
+    run(edit_config())
+
+
+def test_model_is_built_as_in_the_source_run(edit_config):
+    config = edit_config(pipeline__model__eval_num_rays_per_chunk=77)
+    config.set_timestamp()
+    for name, value in SMALL_MODEL.items():
+        assert getattr(config.pipeline.model, name) == value
+    assert config.pipeline.model.use_appearance_embedding is False
+    assert config.pipeline.model.eval_num_rays_per_chunk == 77
+
+
+def test_prompt_is_the_target_prompt(edit_config):
+    config = edit_config()
+    config.set_timestamp()
+    assert config.pipeline.target_prompt == TARGET_PROMPT
+    same = edit_config(prompt=None, pipeline__target_prompt=TARGET_PROMPT)
+    same.set_timestamp()
+    assert same.pipeline.target_prompt == TARGET_PROMPT
+
+
+def test_run_folder_serves_as_load_dir_too(edit_config, source_run):
+    config = edit_config(load_dir=source_run)
+    config.set_timestamp()
+    assert config.pipeline.source_checkpoint.parent == source_run / "nerfstudio_models"
+
+
+def test_learning_rate_decays_over_the_steps_of_the_edit(edit_config):
+    config = edit_config(max_num_iterations=4)
+    trainer = run(config)
+    optimizer = config.optimizers["fields"]
+    rate = trainer.optimizers.optimizers["fields"].param_groups[0]["lr"]
+    assert rate == pytest.approx(optimizer["scheduler"].lr_final)
+    assert optimizer["scheduler"].lr_final < optimizer["optimizer"].lr
+
+
+def test_annealing_of_the_proposal_weights_is_over(edit_config):
+    trainer = run(edit_config())
+    assert trainer.pipeline.model.proposal_sampler._anneal == pytest.approx(1)
+
+
+def test_every_view_comes_once_before_any_comes_twice(edit_config):
+    datamanager = run(edit_config()).pipeline.datamanager
+    views = [datamanager.next_view(step, seed=0) for step in range(3 * TRAINING_VIEWS)]
+    passes = [views[start : start + TRAINING_VIEWS] for start in range(0, len(views), TRAINING_VIEWS)]
+    assert all(sorted(one) == list(range(TRAINING_VIEWS)) for one in passes)
+    assert passes[0] != passes[1]
+
+
+def test_same_seed_gives_the_same_field_and_another_seed_another(edit_config):
+    fields = []
+    for number, seed in enumerate((1, 1, 2)):
+        config = edit_config(timestamp=f"run{number}", machine__seed=seed)
+        run(config)
+        fields.append(load_checkpoint(config.get_base_dir())["pipeline"]["_model.field.mlp_head.layers.0.weight"])
+    assert torch.equal(fields[0], fields[1])
+    assert not torch.equal(fields[0], fields[2])
+
+
+@pytest.mark.parametrize("settings", [{"pipeline__guidance_dtype": "bfloat16"}, {"pipeline__guidance__w_cut": 0.0}])
+def test_settings_of_the_guidance_act(edit_config, settings):
+    weights = []
+    for number, chosen in enumerate(({}, settings)):
+        config = edit_config(timestamp=f"run{number}", **chosen)
+        run(config)
+        weights.append(load_checkpoint(config.get_base_dir())["pipeline"]["_model.field.mlp_head.layers.0.weight"])
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("interrupted_at", [0, 1, 3])
+def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted_at):
+    whole = edit_config(timestamp="whole", max_num_iterations=5)
+    run(whole)
+
+    broken = edit_config(timestamp="broken", max_num_iterations=5, steps_per_save=2)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=r"--pipeline\.resume-from"):
+        interrupt_at(patch, interrupted_at)
+        run(broken)
+    folder = broken.get_base_dir()
+    resumed = edit_config(
+        load_dir=None,
+        prompt=None,
+        pipeline__source_prompt="",
+        pipeline__diffusion=type(broken.pipeline)().diffusion,
+        pipeline__guidance_resolution=None,
+        pipeline__orbit_frames=type(broken.pipeline)().orbit_frames,
+        output_dir=type(broken)().output_dir,
+        max_num_iterations=None,
+        pipeline__resume_from=folder,
+    )
+    run(resumed)
+    assert resumed.get_base_dir() == folder
+    assert_equal_states(load_checkpoint(folder), load_checkpoint(whole.get_base_dir()))
+    assert_equal_states(*(load_file(c.get_base_dir() / "source" / "latents.safetensors") for c in (whole, resumed)))
+
+
+def test_finished_edit_can_be_taken_further(edit_config):
+    config = edit_config(max_num_iterations=2)
+    run(config)
+    longer = edit_config(load_dir=None, max_num_iterations=4, pipeline__resume_from=config.get_base_dir())
+    assert run(longer).step == 3
+    assert load_checkpoint(config.get_base_dir())["step"] == 3
+
+
+def test_source_views_that_were_cut_short_are_made_again(edit_config, monkeypatch):
+    config = edit_config(timestamp="broken")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CDSPipeline, "render_orbit", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(config)
+    folder = config.get_base_dir()
+    assert (folder / "source.partial").exists() and not (folder / "source").exists()
+    resumed = edit_config(load_dir=None, pipeline__resume_from=folder)
+    run(resumed)
+    assert len(load_file(folder / "source" / "latents.safetensors")) == TRAINING_VIEWS
+
+
+def test_failed_checkpoint_leaves_the_last_one(edit_config, monkeypatch):
+    trainer = run(edit_config())
+    (good,) = trainer.checkpoint_dir.glob("*.ckpt")
+
+    def fail(state: Any, path: Path) -> None:
+        path.write_bytes(b"half a checkpoint")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        trainer.save_checkpoint(7)
+    monkeypatch.undo()
+    assert list(trainer.checkpoint_dir.iterdir()) == [good]
+    trainer.save_checkpoint(8)
+    assert [path.name for path in trainer.checkpoint_dir.iterdir()] == ["step-000000008.ckpt"]
+
+
+def test_all_checkpoints_stay_where_they_are_wanted(edit_config):
+    config = edit_config(max_num_iterations=5, steps_per_save=2, save_only_latest_checkpoint=False)
+    run(config)
+    names = sorted(path.name for path in (config.get_base_dir() / "nerfstudio_models").iterdir())
+    assert names == [f"step-{step:09d}.ckpt" for step in (2, 4)]
+
+
+def test_finished_edit_can_be_edited_again(edit_config):
+    first = edit_config(timestamp="first")
+    run(first)
+    second = edit_config(timestamp="second", load_dir=first.get_base_dir(), prompt="a photo of a bear")
+    second.set_timestamp()
+    trainer = second.setup()
+    trainer.setup()
+    assert trainer._start_step == 0
+    assert_equal_states(dict(trainer.pipeline.state_dict()), dict(load_checkpoint(first.get_base_dir())["pipeline"]))
+
+
+def test_moved_run_resumes_in_its_new_place(edit_config, tmp_path):
+    config = edit_config(max_num_iterations=2)
+    run(config)
+    moved = tmp_path / "elsewhere" / "scene" / "cds" / "renamed"
+    moved.parent.mkdir(parents=True)
+    shutil.move(config.get_base_dir(), moved)
+    longer = edit_config(load_dir=None, max_num_iterations=3, pipeline__resume_from=moved)
+    run(longer)
+    assert load_checkpoint(moved)["step"] == 2
+    eval_setup(moved / "config.yml", test_mode="inference")
