@@ -42,7 +42,8 @@ def self_attention_features(
     """Collect the up blocks' self-attention outputs (after the output projection) of the one UNet call made within.
 
     After the last of them nothing is left in the UNet that a loss on these features depends on, so that from there to
-    the end of the context no autograd graph is recorded.
+    the end of the context no autograd graph is recorded. Under `unet.enable_gradient_checkpointing()` the features are
+    part of the graph as ever; what is computed anew on the way back is so after the context, without the hooks.
 
     Args:
         unet: the UNet that is called within the context.
