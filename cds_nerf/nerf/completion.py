@@ -48,6 +48,7 @@ def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
         UserError: if a value is missing, contradicts another, or names something that is not there.
     """
     _check_device(config)
+    _check_numbers(config)
     if config.pipeline.source_checkpoint is not None:  # --load-config gave a configuration that is complete
         return
     _take_prompt_alias(config)
@@ -87,6 +88,20 @@ def _check_device(config: CDSTrainerConfig) -> None:
             raise UserError(
                 f"--pipeline.guidance-device is {guidance_device}, which torch does not find here"
             ) from error
+
+
+def _check_numbers(config: CDSTrainerConfig) -> None:
+    least = {
+        ("max_num_iterations",): 1,
+        ("pipeline", "guidance_resolution"): 1,
+        ("pipeline", "rays_per_chunk"): 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
+        ("pipeline", "steps_per_strip"): 1,
+        ("pipeline", "orbit_frames"): 0,
+    }
+    for path, least_value in least.items():
+        value = _at(config, path)
+        if value is not None and value < least_value:
+            raise UserError(f"{_flag(*path)} is {value}; it must be at least {least_value}")
 
 
 def _take_prompt_alias(config: CDSTrainerConfig) -> None:
