@@ -19,7 +19,7 @@ PatchNCE = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class ExplicitAttention:
-    """An attention processor that writes out softmax(Q K^T) V, and keeps its outputs where asked to."""
+    """An attention processor that writes out softmax(Q K^T) V, and keeps what self-attention gives where asked to."""
 
     def __init__(self, record: list[Tensor] | None = None) -> None:
         self.record = record
@@ -34,7 +34,7 @@ class ExplicitAttention:
         )
         weights = (query @ key.transpose(2, 3) * attention.scale).softmax(dim=3)
         output = attention.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
-        if self.record is not None:
+        if self.record is not None and encoder_hidden_states is None:
             self.record.append(output)
         return output
 

@@ -110,9 +110,11 @@ class TestOutput:
         guidance, noise = CDSGuidance(CDSGuidanceConfig(), diffusion), noise_like(latents[0])
         target = latents[1].requires_grad_()
         expected = guidance(latents[0], target, *texts, TIMESTEP, noise)
-        with torch.no_grad():
-            under_no_grad = guidance(latents[0], target, *texts, TIMESTEP, noise)
-        without_need = guidance(latents[0], target.detach(), *texts, TIMESTEP, noise)
+        with counted(diffusion.unet) as calls:
+            with torch.no_grad():
+                under_no_grad = guidance(latents[0], target, *texts, TIMESTEP, noise)
+            without_need = guidance(latents[0], target.detach(), *texts, TIMESTEP, noise)
+        assert calls == [(6, False), (2, False)] * 2
         for out in (under_no_grad, without_need):
             assert not out.loss.requires_grad
             torch.testing.assert_close(out.loss, expected.loss.detach())

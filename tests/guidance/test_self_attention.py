@@ -93,7 +93,7 @@ def test_rows_keeps_those_samples_only() -> None:
         },
         {"up": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")},
         {"transformer_layers_per_block": 2, "use_linear_projection": True},
-        {"only_cross_attention": (True, False, False)},
+        {"only_cross_attention": (False, True, False)},
     ],
     ids=["no attention at the end", "as Stable Diffusion", "in the middle only", "two layers", "some cross only"],
 )
