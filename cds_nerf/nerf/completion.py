@@ -31,6 +31,8 @@ FREE_ON_RESUME = (
     ("data",),
     ("pipeline", "datamanager", "data"),
     ("pipeline", "guidance_device"),
+    ("pipeline", "guidance_dtype"),
+    ("pipeline", "rays_per_chunk"),
 )
 """What a resumed edit takes from its own command line: how far it goes, where it runs and how it is watched."""
 

@@ -59,7 +59,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the diffusion model; float16 on a GPU and float32 on a CPU if none is given."""
     rays_per_chunk: int = 4096
-    """Rays rendered at a time. Less takes less memory and somewhat more time; the result is the same."""
+    """Rays rendered at a time. Less takes less memory; only the draws of the sampling jitter change with it."""
     steps_per_strip: int = 100
     """Steps between pictures of how far the edit has come."""
     orbit_frames: int = 60

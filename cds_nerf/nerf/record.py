@@ -95,7 +95,9 @@ class Record:
         if self.pipeline.orbit:
             before = sorted((self.directory / "source" / "orbit").glob("*.png"))
             after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(before), unit="frame")
-            pairs = (torch.cat([_read(picture), frame.cpu()], dim=2) for picture, frame in zip(before, after, strict=True))
+            pairs = (
+                torch.cat([_read(picture), frame.cpu()], dim=2) for picture, frame in zip(before, after, strict=True)
+            )
             write_video(pairs, self.directory / "before_after.mp4")
         CONSOLE.print(f"Open the edited field with: ns-viewer --load-config {self.directory / 'config.yml'}")
 

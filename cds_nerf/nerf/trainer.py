@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -105,14 +106,20 @@ class CDSTrainer(Trainer):
 
     @contextmanager
     def _plain_ending(self) -> Iterator[None]:
+        resume = f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
         try:
             yield
         except UserError as error:
             sys.exit(f"cds: {error}")
         except KeyboardInterrupt:
+            sys.exit(f"cds: interrupted; {resume}")
+        except FloatingPointError as error:
+            sys.exit(f"cds: {error}; {resume} --pipeline.guidance-dtype bfloat16")
+        except torch.OutOfMemoryError:
             sys.exit(
-                "\ncds: interrupted; the edit goes on from its last checkpoint with "
-                f"`ns-train cds --pipeline.resume-from {self.base_dir}`"
+                f"cds: {self.device} has too little memory: start with a smaller --pipeline.guidance-resolution or "
+                "--pipeline.guidance-device cpu (or cuda:1), or, if the edit was under way, fewer "
+                f"--pipeline.rays-per-chunk; {resume}"
             )
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:

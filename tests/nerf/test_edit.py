@@ -181,7 +181,7 @@ def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted
     run(whole)
 
     broken = edit_config(timestamp="broken", max_num_iterations=5, steps_per_save=2)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=r"--pipeline\.resume-from"):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=r"interrupted; .*--pipeline\.resume-from"):
         interrupt_at(patch, interrupted_at)
         run(broken)
     folder = broken.get_base_dir()

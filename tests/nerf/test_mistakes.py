@@ -79,6 +79,21 @@ def test_empty_checkpoint_folder_is_named(edit_config, run_copy):
         assert re.search(r"no checkpoint \(step-\*\.ckpt\) in .*nerfstudio_models", message)
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory.*--pipeline.guidance-resolution"),
+        (FloatingPointError("not finite in torch.float16"), "not finite.*resume-from .* --pipeline.guidance-dtype"),
+    ],
+)
+def test_limits_of_the_machine_are_explained(edit_config, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("cds_nerf.nerf.pipeline.CDSPipeline.get_train_loss_dict", fail)
+    assert re.search(message, message_of(edit_config()))
+
+
 def test_missing_config_is_named(edit_config, run_copy):
     (run_copy / "config.yml").unlink()
     assert "config.yml is missing" in message_of(edit_config(load_dir=run_copy / "nerfstudio_models"))
