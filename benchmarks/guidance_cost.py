@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from peak_memory import peak_memory
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedding
 from cds_nerf.guidance.patch_nce import patch_nce_loss
@@ -134,25 +134,6 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def peak_memory(step: Callable[[], None], device: torch.device) -> int:
-    """The most bytes that a step holds at any time, above those held before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    # The profiler records each allocation and release of PyTorch's CPU allocator, those within operators too: exact,
-    # unlike the resident size of the process, which the C library does not give back as memory is released.
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 if __name__ == "__main__":
