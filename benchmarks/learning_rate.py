@@ -31,7 +31,6 @@ def main() -> None:
     arguments = parse_arguments()
     _, pipeline, _, _ = eval_setup(arguments.run / "config.yml", test_mode="inference")
     model: Model = pipeline.model
-    model.requires_grad_(True)
     update_proposals_in_every_call(model)
     trained = {name: value.clone() for name, value in model.state_dict().items()}
     training, held_out = (

@@ -109,7 +109,6 @@ class CDSPipeline(VanillaPipeline):
         self.views = [rescale_camera(cameras[i : i + 1], resolution, multiple) for i in range(len(cameras))]
         self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
 
-        self.model.requires_grad_(True)
         for parameter in self.model.get_param_groups().get("camera_opt", []):
             parameter.requires_grad_(False)
         compatibility.update_proposals_in_every_call(self.model)

@@ -16,7 +16,6 @@ from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
 @pytest.fixture
 def pipeline(source_run):
     _, pipeline, _, _ = eval_setup(source_run / "config.yml", test_mode="inference")
-    pipeline.model.requires_grad_(True)
     pipeline.train()
     update_proposals_in_every_call(pipeline.model)
     return pipeline
