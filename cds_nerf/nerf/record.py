@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import av
@@ -37,11 +38,13 @@ class Record:
     Args:
         pipeline: of the edit, which has begun.
         directory: the run folder.
+        train_lock: of the trainer, without which the viewer may render and switch the model to evaluation meanwhile.
     """
 
-    def __init__(self, pipeline: CDSPipeline, directory: Path) -> None:
+    def __init__(self, pipeline: CDSPipeline, directory: Path, train_lock: Lock) -> None:
         self.pipeline = pipeline
         self.directory = directory
+        self.train_lock = train_lock
         guidance = pipeline.guidance
         self.delta_denoising = CDSGuidance(replace(guidance.config, w_cut=0.0), guidance.diffusion)
 
@@ -53,7 +56,7 @@ class Record:
                 self.write_strip,
                 update_every_num_iters=self.pipeline.config.steps_per_strip,
             ),
-            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self.write_result),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self.finish),
         ]
 
     @torch.no_grad()
@@ -83,11 +86,17 @@ class Record:
         save_image(strip, folder / f"{step:06d}.png")
         writer.put_image(name="source | edit | gradient", image=strip.permute(1, 2, 0), step=step)
 
+    def finish(self, step: int) -> None:
+        """The last strip, the edited training views, the before/after video, and a line on how to open the result."""
+        with self.train_lock:
+            self.write_strip(step)
+            writer.write_out_storage()
+            self.write_result()
+        CONSOLE.print(f"Open the edited field with: ns-viewer --load-config {self.directory / 'config.yml'}")
+
     @torch.no_grad()
-    def write_result(self, step: int) -> None:
-        """The edited training views, the before/after video, and the line that says how to open the result."""
-        self.write_strip(step)
-        writer.write_out_storage()
+    def write_result(self) -> None:
+        """The edited training views and the before/after video."""
         folder = self.directory / "edited_views"
         folder.mkdir(exist_ok=True)
         for index in tqdm(range(len(self.pipeline.views)), desc="Edited views", unit="view"):
@@ -99,7 +108,6 @@ class Record:
                 torch.cat([_read(picture), frame.cpu()], dim=2) for picture, frame in zip(before, after, strict=True)
             )
             write_video(pairs, self.directory / "before_after.mp4")
-        CONSOLE.print(f"Open the edited field with: ns-viewer --load-config {self.directory / 'config.yml'}")
 
 
 def _read(path: Path) -> Float[Tensor, "3 height width"]:

@@ -127,8 +127,9 @@ class CDSTrainer(Trainer):
         with self._plain_ending():
             super().setup(test_mode)
             self._check_poses()
-            self.pipeline.begin_edit(self.base_dir, self.config.machine.seed)
-            self.callbacks += Record(self.pipeline, self.base_dir).callbacks()
+            with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
+                self.pipeline.begin_edit(self.base_dir, self.config.machine.seed)
+            self.callbacks += Record(self.pipeline, self.base_dir, self.train_lock).callbacks()
 
     def _check_poses(self) -> None:
         assert self.config.pipeline.source_checkpoint is not None
