@@ -67,7 +67,8 @@ def test_defaults_are_the_reference_settings(diffusion: LatentDiffusion, images:
     config = CDSGuidanceConfig(guidance_scale=7.5, w_cut=3.0, min_timestep=0.05, max_timestep=0.95)
     explicit = {"config": config, "steps": 200, "learning_rate": 0.1, "seed": 0}
     default, reference = (
-        edit_image(images[0], "a cat", "a pig", diffusion, progress=False, **settings) for settings in ({}, explicit)
+        edit_image(images[0, :, :16, :16], "a cat", "a pig", diffusion, progress=False, **settings)
+        for settings in ({}, explicit)
     )
     assert torch.equal(default.latents, reference.latents)
 

@@ -17,6 +17,7 @@ from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
 from cds_nerf.image.image_file import as_rgb
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
+from cds_nerf.image.settings_check import check_prompts
 from cds_nerf.image.sizing import edit_size, resize
 
 
@@ -83,8 +84,7 @@ def edit_image(
     source_prompts = _prompts("source_prompt", source_prompt, batch)
     target_prompts = _prompts("target_prompt", target_prompt, batch)
     for source, target in zip(source_prompts, target_prompts, strict=True):
-        if source == target:
-            raise UserError(f"source_prompt and target_prompt are both {source!r}: there is nothing to edit")
+        check_prompts(source, target)
     masks = None if mask is None else _as_mask_batch(mask, images)
     with torch.no_grad():
         source_latents = diffusion.encode(images)
@@ -144,9 +144,6 @@ def _prompts(name: str, prompt: str | Sequence[str], batch: int) -> list[str]:
     prompts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
     if len(prompts) != batch:
         raise UserError(f"{name} has {len(prompts)} prompts for {batch} images: give one, or one for each image")
-    for text in prompts:
-        if not text.strip():
-            raise UserError(f"{name} is {text!r}; it must say what the image shows")
     return prompts
 
 

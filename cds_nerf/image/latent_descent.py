@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidance, TextEmbedding
+from cds_nerf.image.settings_check import check_descent
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,7 @@ def descend_latents(
         UserError: if steps or learning rate are out of range, or there are fewer timesteps or noises than steps.
         FloatingPointError: if a noise prediction or gradient overflows in half precision.
     """
-    if steps < 1:
-        raise UserError(f"steps is {steps}; it must be at least 1")
-    if not learning_rate > 0:
-        raise UserError(f"learning_rate is {learning_rate}; it must be greater than 0")
+    check_descent(steps, learning_rate)
     for name, given in {"timesteps": timesteps, "noise": noise}.items():
         if given is not None and len(given) < steps:
             raise UserError(f"{name} has {len(given)} entries for {steps} steps: give one for each step")

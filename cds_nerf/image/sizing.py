@@ -24,7 +24,7 @@ def edit_size(width: int, height: int, resolution: int, multiple: int, square: b
         UserError: if the resolution is no multiple, or the image is too small or too long.
     """
     if resolution < multiple or resolution % multiple:
-        below = resolution // multiple * multiple
+        below = max(resolution // multiple, 0) * multiple
         nearest = f"{below} or {below + multiple}" if below else str(multiple)
         raise UserError(
             f"resolution is {resolution}; the model's sides are multiples of {multiple}: the nearest is {nearest}"
