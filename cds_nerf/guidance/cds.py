@@ -148,28 +148,32 @@ class CDSGuidance:
         """The noise difference [B,C,h,w], the contrastive loss [] and its gradient [B,C,h,w], all detached."""
         batch = len(target)
 
-        def predict(latents: list[Tensor], embeddings: list[Tensor]) -> list[Tensor]:
+        def predict(latents: list[Tensor], texts: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
             noisy = torch.cat([self.diffusion.add_noise(part, noise, timestep) for part in latents])
-            embedding = torch.cat([part.expand(batch, -1, -1) for part in embeddings])
-            return list(self.diffusion.predict_noise(noisy, timestep.repeat(len(latents)), embedding).split(batch))
+            embedding = torch.cat([part.expand(batch, -1, -1) for part, _ in texts])
+            pooled = [part.expand(batch, -1) for _, part in texts if part is not None]
+            predictions = self.diffusion.predict_noise(
+                noisy, timestep.repeat(len(latents)), embedding, torch.cat(pooled) if pooled else None
+            )
+            return list(predictions.split(batch))
 
         scale = self.config.guidance_scale
         latents = [source, source, target]
-        embeddings = [source_text.unconditional, source_text.conditional, target_text.unconditional]
+        source_unconditional, source_conditional = _conditions(source_text)
+        target_unconditional, target_conditional = _conditions(target_text)
+        texts = [source_unconditional, source_conditional, target_unconditional]
         if not self.config.w_cut:
             with torch.no_grad():
-                source_0, source_1, target_0, target_1 = predict(
-                    [*latents, target], [*embeddings, target_text.conditional]
-                )
+                source_0, source_1, target_0, target_1 = predict([*latents, target], [*texts, target_conditional])
             cut_loss, cut_gradient = target.new_zeros(()), torch.zeros_like(target)
         else:
             with (
                 torch.no_grad(),
                 self_attention_features(self.diffusion.unet, slice(batch, 2 * batch)) as source_features,
             ):
-                source_0, source_1, target_0 = predict(latents, embeddings)
+                source_0, source_1, target_0 = predict(latents, texts)
             with self_attention_features(self.diffusion.unet) as target_features:
-                (target_1,) = predict([target], [target_text.conditional])
+                (target_1,) = predict([target], [target_conditional])
             cut_loss = self._contrastive_loss(source_features, target_features, generators)
             cut_gradient = torch.zeros_like(target)
             if cut_loss.requires_grad:
@@ -207,6 +211,14 @@ class CDSGuidance:
         return torch.cat(
             [torch.randint(low, high + 1, (1,), generator=g, device=g.device if g else "cpu").cpu() for g in generators]
         )
+
+
+def _conditions(text: TextEmbedding) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """What the UNet sees of the empty prompt and of the prompt: the embedding, and for SDXL the pooled one."""
+    return (
+        (text.unconditional, text.pooled_unconditional),
+        (text.conditional, text.pooled_conditional),
+    )
 
 
 def _draw_noise(like: Tensor, generators: list[Generator | None]) -> Tensor:

@@ -1,0 +1,139 @@
+"""Every kind of Stable Diffusion that people use, on small random models of the true classes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from tiny_stable_diffusion import make_pipeline
+from tiny_stable_diffusion_xl import make_xl_pipeline
+
+from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
+from cds_nerf.errors import UserError
+from cds_nerf.guidance.self_attention import self_attention_layers
+
+FAMILIES = {
+    "SD 1.x": lambda: make_pipeline(),
+    "SD 2.x": lambda: make_pipeline("v_prediction"),
+    "SDXL": make_xl_pipeline,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths = {}
+    for family, make in FAMILIES.items():
+        paths[family] = tmp_path_factory.mktemp("model")
+        make().save_pretrained(paths[family])
+    return paths
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_is_edited(folders: dict[str, Path], family: str) -> None:
+    diffusion = LatentDiffusion.from_pretrained(folders[family])
+    image = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
+    result = edit_image(image, "a cat", "a pig", diffusion, steps=2, progress=False)
+    assert result.image.shape == image.shape
+    assert result.image.isfinite().all()
+    assert all(loss != 0 for losses in result.losses.values() for loss in losses)
+    assert not torch.equal(result.latents, result.source_latents)
+
+
+def test_sdxl_noise_is_that_of_the_diffusers_pipeline(folders: dict[str, Path]) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(folders["SDXL"])
+    diffusion = LatentDiffusion.from_pretrained(folders["SDXL"])
+    theirs, theirs_empty, pooled, pooled_empty = pipeline.encode_prompt("a red cat", device="cpu")
+    ours = diffusion.encode_prompt("a red cat")
+    torch.testing.assert_close(ours.conditional, theirs)
+    torch.testing.assert_close(ours.unconditional, theirs_empty)
+    torch.testing.assert_close(ours.pooled_conditional, pooled)
+    torch.testing.assert_close(ours.pooled_unconditional, pooled_empty)
+
+    seen = []
+    pipeline.unet.register_forward_hook(
+        lambda _module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
+    )
+    pipeline("a red cat", height=32, width=48, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    ((sample, timestep), kwargs, output) = seen[0]
+    noise = diffusion.predict_noise(sample, timestep.expand(1).long(), kwargs["encoder_hidden_states"], pooled)
+    torch.testing.assert_close(noise, output[0])
+
+
+def test_sdxl_guidance_uses_every_self_attention_of_its_deep_transformers(folders: dict[str, Path]) -> None:
+    assert len(self_attention_layers(LatentDiffusion.from_pretrained(folders["SDXL"]).unet)) == 4
+
+
+def test_sdxl_unconditional_is_the_empty_prompt_where_the_model_says_so(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pipeline = make_xl_pipeline()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    pipeline.save_pretrained(tmp_path)
+    text = LatentDiffusion.from_pretrained(tmp_path).encode_prompt("")
+    assert torch.equal(text.unconditional, text.conditional)
+    zeros = LatentDiffusion.from_pretrained(folders["SDXL"]).encode_prompt("")
+    assert not zeros.unconditional.any()
+    assert not zeros.pooled_unconditional.any()
+
+
+def test_the_vae_of_sdxl_stays_in_float32_where_half_overflows(folders: dict[str, Path]) -> None:
+    half = {name: LatentDiffusion.from_pretrained(folder, dtype=torch.float16) for name, folder in folders.items()}
+    assert {name: (model.dtype, model.vae.dtype) for name, model in half.items()} == {
+        "SD 1.x": (torch.float16, torch.float16),
+        "SD 2.x": (torch.float16, torch.float16),
+        "SDXL": (torch.float16, torch.float32),
+    }
+    assert LatentDiffusion.from_pretrained(folders["SDXL"], dtype=torch.bfloat16).vae.dtype == torch.bfloat16
+
+
+def test_sdxl_without_pooled_embeddings_is_told(folders: dict[str, Path]) -> None:
+    diffusion = LatentDiffusion.from_pretrained(folders["SDXL"])
+    with pytest.raises(UserError, match="pooled text embeddings"):
+        diffusion.predict_noise(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 16, 80))
+
+
+def test_a_batch_of_prompts_serves_a_batch_of_latents_in_sdxl(folders: dict[str, Path]) -> None:
+    diffusion = LatentDiffusion.from_pretrained(folders["SDXL"], dtype=torch.float64)
+    guidance = CDSGuidance(CDSGuidanceConfig(), diffusion)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 2, 4, 8, 8, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64)
+    targets = ["a pig", "a dog"]
+    timestep = torch.tensor([300, 700])
+    text = diffusion.encode_prompt("a cat")
+    together = guidance(*latents, text, diffusion.encode_prompt(targets), timestep, noise)
+    for index, target in enumerate(targets):
+        one = slice(index, index + 1)
+        alone = guidance(*latents[:, one], text, diffusion.encode_prompt(target), timestep[one], noise[one])
+        torch.testing.assert_close(together.gradient[one], alone.gradient)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("transformer", "has a transformer in place of the UNet, as SD3, FLUX and PixArt do"),
+        ("text_encoder_2", "its refiner does"),
+        ("prior", "has no unet/"),
+    ],
+)
+def test_other_architectures_are_refused_with_a_sentence(tmp_path: Path, folder: str, message: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        LatentDiffusion.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_noise_schedules_without_betas_are_refused(tmp_path: Path, sampler: str) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": sampler}))
+    with pytest.raises(UserError, match=f"has the noise schedule {sampler}"):
+        LatentDiffusion.from_pretrained(tmp_path)
+
+
+def test_a_refiner_s_unet_is_refused() -> None:
+    parts = make_xl_pipeline().components
+    parts["unet"].register_to_config(projection_class_embeddings_input_dim=5 * 8 + 24)
+    with pytest.raises(UserError, match="refiners are not supported"):
+        LatentDiffusion(parts["unet"], parts["scheduler"], text_encoder_2=parts["text_encoder_2"])
