@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.adapters import add_loras, add_textual_inversions
 from cds_nerf.guidance.pretrained import load_parts
 
 SIZE_CONDITIONING = ("original height", "original width", "crop top", "crop left", "target height", "target width")
@@ -115,6 +117,8 @@ class LatentDiffusion:
         model: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        loras: Sequence[str] = (),
+        textual_inversions: Sequence[str] = (),
     ) -> LatentDiffusion:
         """Load a diffusers folder of Stable Diffusion 1.x, 2.x or XL base, from safetensors only.
 
@@ -123,11 +127,15 @@ class LatentDiffusion:
                 is already in the local cache is loaded without asking the hub.
             device: where all its parts go.
             dtype: of all its weights, but for a VAE of SDXL that overflows in float16 and stays in float32.
+            loras: added to the weights (see `add_loras`): files, folders or hub ids, with `:scale` behind each or not.
+            textual_inversions: added to the words of prompts (see `add_textual_inversions`).
 
         Raises:
-            UserError: if the model cannot be had; the message says why and what to do.
+            UserError: if the model or an addition to it cannot be had; the message says why and what to do.
         """
         parts = load_parts(model, dtype)
+        add_textual_inversions(parts, textual_inversions)
+        add_loras(parts, loras)
         for part in parts.values():
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -232,6 +240,8 @@ class LatentDiffusion:
         outputs = []
         for tokenizer, text_encoder in encoders:
             limit = _token_limit(tokenizer, text_encoder)
+            # A textual inversion of several vectors takes as many tokens.
+            texts = TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer)
             tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
             outputs.append(text_encoder(tokens.input_ids.to(self.device), output_hidden_states=self.is_xl))
         if not self.is_xl:

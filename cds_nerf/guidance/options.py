@@ -21,6 +21,10 @@ class DiffusionOptions:
     """Where the model runs, such as cuda, cuda:1, mps or cpu; by default cuda where there is one."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the model's weights; by default float16 on cuda, else float32."""
+    lora: tuple[str, ...] = ()
+    """LoRAs to add to the model: .safetensors files, folders or hub ids, with :SCALE behind each or not."""
+    textual_inversion: tuple[str, ...] = ()
+    """Words to add to the model's prompts: .safetensors files, folders or hub ids, with =WORD behind each or not."""
 
     def load(self) -> LatentDiffusion:
         """Load the model.
@@ -39,4 +43,6 @@ class DiffusionOptions:
             first_line = str(error).splitlines()[0]
             raise UserError(f"device is {self.device!r}, which torch cannot use here: {first_line}") from error
         dtype = getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32"))
-        return LatentDiffusion.from_pretrained(self.model, device=device, dtype=dtype)
+        return LatentDiffusion.from_pretrained(
+            self.model, device=device, dtype=dtype, loras=self.lora, textual_inversions=self.textual_inversion
+        )
