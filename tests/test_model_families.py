@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from single_file_checkpoint import write_single_file
 from tiny_stable_diffusion import make_pipeline
 from tiny_stable_diffusion_xl import make_xl_pipeline
 
@@ -137,3 +139,53 @@ def test_a_refiner_s_unet_is_refused() -> None:
     parts["unet"].register_to_config(projection_class_embeddings_input_dim=5 * 8 + 24)
     with pytest.raises(UserError, match="refiners are not supported"):
         LatentDiffusion(parts["unet"], parts["scheduler"], text_encoder_2=parts["text_encoder_2"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_file_is_the_same_model(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    write_single_file(FAMILIES[family](), tmp_path / "model.safetensors")
+    file, folder = (
+        LatentDiffusion.from_pretrained(tmp_path / "model.safetensors", model_config=folders[family]),
+        LatentDiffusion.from_pretrained(folders[family]),
+    )
+    assert file.prediction_type == folder.prediction_type
+    assert torch.equal(file.alphas_cumprod, folder.alphas_cumprod)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected = getattr(folder, name).state_dict() if getattr(folder, name) else {}
+        weights = getattr(file, name).state_dict() if getattr(file, name) else {}
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    torch.testing.assert_close(file.encode_prompt("cat").conditional, folder.encode_prompt("cat").conditional)
+
+
+def test_a_single_file_that_cannot_be_used_is_named(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    whole = tmp_path / "model.safetensors"
+    write_single_file(make_pipeline(), whole)
+    weights = load_file(whole)
+
+    def part(name: str, *left_out: str) -> Path:
+        save_file({key: value for key, value in weights.items() if not key.startswith(left_out)}, tmp_path / name)
+        return tmp_path / name
+
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "old.ckpt").write_text("")
+    cases: list[tuple[Path, Path | None, str]] = [
+        (whole, None, "name a diffusers folder of the same kind with model_config"),
+        (tmp_path / "text.safetensors", None, "is damaged or no .safetensors file"),
+        (tmp_path / "old.ckpt", None, "pickled weights are not loaded"),
+        (part("flux.safetensors", "model.diffusion_model."), None, "SD3, FLUX and PixArt have none"),
+        (part("cut.safetensors", "model.diffusion_model.out.2"), folders["SD 1.x"], "has not all weights"),
+        (
+            part("norm.safetensors", "cond_stage_model.transformer.text_model.final"),
+            folders["SD 1.x"],
+            "not all weights",
+        ),
+        (part("vae.safetensors", "first_stage_model"), folders["SD 1.x"], "does not load"),
+        (folders["SD 1.x"], folders["SD 1.x"], "is no single file"),
+    ]
+    for model, config, message in cases:
+        with pytest.raises(UserError, match=message):
+            LatentDiffusion.from_pretrained(model, model_config=config)

@@ -119,21 +119,24 @@ class LatentDiffusion:
         dtype: torch.dtype = torch.float32,
         loras: Sequence[str] = (),
         textual_inversions: Sequence[str] = (),
+        model_config: str | Path | None = None,
     ) -> LatentDiffusion:
-        """Load a diffusers folder of Stable Diffusion 1.x, 2.x or XL base, from safetensors only.
+        """Load Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, from safetensors only.
 
         Args:
-            model: a local folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that
-                is already in the local cache is loaded without asking the hub.
+            model: a local diffusers folder, a checkpoint in a single file, or a hub id such as
+                "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that is already in the local cache is loaded
+                without asking the hub.
             device: where all its parts go.
             dtype: of all its weights, but for a VAE of SDXL that overflows in float16 and stays in float32.
             loras: added to the weights (see `add_loras`): files, folders or hub ids, with `:scale` behind each or not.
             textual_inversions: added to the words of prompts (see `add_textual_inversions`).
+            model_config: a folder or hub id with the configuration of a single file; by default the hub's for its kind.
 
         Raises:
             UserError: if the model or an addition to it cannot be had; the message says why and what to do.
         """
-        parts = load_parts(model, dtype)
+        parts = load_parts(model, dtype, model_config)
         add_textual_inversions(parts, textual_inversions)
         add_loras(parts, loras)
         for part in parts.values():

@@ -16,7 +16,10 @@ class DiffusionOptions:
     """Which diffusion model, where and how."""
 
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """Diffusion model: a model on the Hugging Face Hub, or a local diffusers folder."""
+    """Diffusion model (SD 1.x, 2.x, XL): on the Hugging Face Hub, a diffusers folder, or a .safetensors checkpoint."""
+    model_config: str | None = None
+    """For a checkpoint: diffusers folder or hub id of a model of the same kind, for its configuration and tokenizer;
+    by default found by the checkpoint's weights, on the hub or in its cache."""
     device: str | None = None
     """Where the model runs, such as cuda, cuda:1, mps or cpu; by default cuda where there is one."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
@@ -44,5 +47,10 @@ class DiffusionOptions:
             raise UserError(f"device is {self.device!r}, which torch cannot use here: {first_line}") from error
         dtype = getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32"))
         return LatentDiffusion.from_pretrained(
-            self.model, device=device, dtype=dtype, loras=self.lora, textual_inversions=self.textual_inversion
+            self.model,
+            device=device,
+            dtype=dtype,
+            loras=self.lora,
+            textual_inversions=self.textual_inversion,
+            model_config=self.model_config,
         )

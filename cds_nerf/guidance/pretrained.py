@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.single_file import load_single_file
 
 FILES = (
     "scheduler/scheduler_config.json",
@@ -40,14 +41,23 @@ HUB_TIMEOUT = 10.0
 """Seconds that the Hugging Face Hub has to answer the first question."""
 
 
-def load_parts(model: str | Path, dtype: torch.dtype) -> dict[str, Any]:
-    """The UNet, scheduler, VAE, text encoders and tokenizers of a local folder or a hub id, on the CPU.
+def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None = None) -> dict[str, Any]:
+    """The UNet, scheduler, VAE, text encoders and tokenizers of a folder, a file or a hub id, on the CPU.
 
     They are the arguments of `LatentDiffusion`. A VAE of SDXL that overflows in float16 is loaded in float32.
+
+    Args:
+        model: a diffusers folder, a .safetensors file in Stable Diffusion's own layout, or a hub id.
+        dtype: of all weights but those.
+        config: for a file, see `load_single_file`.
 
     Raises:
         UserError: if the model cannot be had; the message says why and what to do.
     """
+    if (file := Path(model).expanduser()).is_file():
+        return load_single_file(file, dtype, None if config is None else str(config))
+    if config is not None:
+        raise UserError(f"model_config is {config}, but {model} is no single file: a folder has its own configuration")
     folder = model_folder(model)
     is_xl = (folder / "text_encoder_2").is_dir()
     parts: dict[str, Any] = {}
@@ -108,14 +118,10 @@ def model_folder(model: str | Path) -> Path:
         if problem := why_unusable(_files(folder)):
             raise UserError(f"the diffusion model in {name} {problem}")
         return folder
-    if folder.is_file():
-        raise UserError(
-            f"the diffusion model {name} is a single file, not a diffusers folder: "
-            f"convert it with `StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(FOLDER)`"
-        )
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(
-            f"there is no folder {name}: give a diffusers folder, or a model on the Hugging Face Hub as OWNER/NAME"
+            f"there is no file or folder {name}: give a diffusers folder, a .safetensors checkpoint, or a model on the "
+            "Hugging Face Hub as OWNER/NAME"
         )
     try:
         cached = try_to_load_from_cache(name, "unet/config.json")
