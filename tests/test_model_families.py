@@ -111,21 +111,6 @@ def test_a_batch_of_prompts_serves_a_batch_of_latents_in_sdxl(folders: dict[str,
         torch.testing.assert_close(together.gradient[one], alone.gradient)
 
 
-@pytest.mark.parametrize(
-    ("folder", "message"),
-    [
-        ("transformer", "has a transformer in place of the UNet, as SD3, FLUX and PixArt do"),
-        ("text_encoder_2", "its refiner does"),
-        ("prior", "has no unet/"),
-    ],
-)
-def test_other_architectures_are_refused_with_a_sentence(tmp_path: Path, folder: str, message: str) -> None:
-    (tmp_path / folder).mkdir()
-    (tmp_path / folder / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=message):
-        LatentDiffusion.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("sampler", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
 def test_noise_schedules_without_betas_are_refused(tmp_path: Path, sampler: str) -> None:
     make_pipeline().save_pretrained(tmp_path)

@@ -234,7 +234,7 @@ class LatentDiffusion:
             encoders.append((self.tokenizer_2, self.text_encoder_2))
         if any(part is None for pair in encoders for part in pair):
             raise UserError(
-                "this LatentDiffusion has not all text encoders and tokenizers: give it them to encode prompts"
+                "this LatentDiffusion has no text encoder and tokenizer (SDXL: two of each), which prompts need"
             )
         return encoders
 
@@ -276,19 +276,20 @@ class LatentDiffusion:
         For a velocity model the noise is sqrt(a) v + sqrt(1 - a) z_t (arXiv 2202.00512, appendix D). SDXL needs the
         pooled embedding too, and is told that the image was neither resized nor cropped.
         """
-        condition = None
+        condition: dict[str, Any] = {}
         if self.is_xl:
             if pooled is None:
                 raise UserError("SDXL needs pooled text embeddings: take the TextEmbedding of encode_prompt as a whole")
             height, width = (side * self.image_multiple for side in noisy_latents.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
             pooled = pooled.to(self.device, self.dtype)
-            condition = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
+            embeds = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
+            condition = {"added_cond_kwargs": embeds}
         prediction = self.unet(
             noisy_latents.to(self.device, self.dtype),
             timestep.to(self.device),
             embedding.to(self.device, self.dtype),
-            added_cond_kwargs=condition,
+            **condition,
         ).sample.to(self.loss_dtype)
         if self.prediction_type == "epsilon":
             return prediction
