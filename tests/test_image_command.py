@@ -135,6 +135,13 @@ def pixels(file: str) -> bytes:
         return image.tobytes()
 
 
+def test_what_saves_memory_leaves_the_image_as_it_is(model: str, photos: Path) -> None:
+    savers = ("--gradient-checkpointing", "--vae-tiling", "--vae-slicing", "--cpu-offload")
+    assert image_command(model, "photos/cat.png", "--output", "plain.png") == 0
+    assert image_command(model, "photos/cat.png", "--output", "saving.png", *savers) == 0
+    assert pixels("plain.png") == pixels("saving.png")
+
+
 def test_pair_strip_plot_and_latents_are_written_on_request(model: str, photos: Path) -> None:
     assert image_command(model, "photos/cat.png", "--pair", "--strip", "--plot", "--latents") == 0
     assert files("edited") == [

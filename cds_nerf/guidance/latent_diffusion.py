@@ -146,8 +146,9 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet's weights are."""
-        return self.unet.device
+        """Where the model runs: where the UNet's weights are, or where they go to run if they are offloaded."""
+        hook = getattr(self.unet, "_hf_hook", None)
+        return self.unet.device if hook is None else hook.execution_device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,6 +28,14 @@ class DiffusionOptions:
     """LoRAs to add to the model: .safetensors files, folders or hub ids, with :SCALE behind each or not."""
     textual_inversion: tuple[str, ...] = ()
     """Words to add to the model's prompts: .safetensors files, folders or hub ids, with =WORD behind each or not."""
+    gradient_checkpointing: bool = False
+    """Save memory: compute activations twice rather than keep them for the gradient."""
+    vae_tiling: bool = False
+    """Save memory: encode and decode large images tile by tile, with nearly the same result."""
+    vae_slicing: bool = False
+    """Save memory: encode and decode the images of a batch one after the other."""
+    cpu_offload: bool = False
+    """Save memory: keep on the device only the part of the model that runs."""
 
     def load(self) -> LatentDiffusion:
         """Load the model.
@@ -38,19 +46,27 @@ class DiffusionOptions:
         import torch
 
         from cds_nerf.guidance import LatentDiffusion
+        from cds_nerf.guidance.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
 
         try:
-            device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.empty(1, device=device)
+            device = torch.empty(1, device=self.device or ("cuda" if torch.cuda.is_available() else "cpu")).device
         except (RuntimeError, AssertionError) as error:  # torch's answers to devices that it does not know or have
             first_line = str(error).splitlines()[0]
             raise UserError(f"device is {self.device!r}, which torch cannot use here: {first_line}") from error
-        dtype = getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32"))
-        return LatentDiffusion.from_pretrained(
+        diffusion = LatentDiffusion.from_pretrained(
             self.model,
-            device=device,
-            dtype=dtype,
+            device="cpu" if self.cpu_offload else device,
+            dtype=getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32")),
             loras=self.lora,
             textual_inversions=self.textual_inversion,
             model_config=self.model_config,
         )
+        if self.gradient_checkpointing:
+            checkpoint_gradients(diffusion)
+        if self.vae_tiling:
+            tile_vae(diffusion)
+        if self.vae_slicing:
+            slice_vae(diffusion)
+        if self.cpu_offload:
+            offload_to_cpu(diffusion, device)
+        return diffusion

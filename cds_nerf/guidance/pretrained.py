@@ -120,8 +120,8 @@ def model_folder(model: str | Path) -> Path:
         return folder
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(
-            f"there is no folder {name}, and no file: give a diffusers folder, a .safetensors checkpoint, or a model on "
-            "the Hugging Face Hub as OWNER/NAME"
+            f"there is no folder {name}, and no file: give a diffusers folder, a .safetensors checkpoint, or a model "
+            "on the Hugging Face Hub as OWNER/NAME"
         )
     try:
         cached = try_to_load_from_cache(name, "unet/config.json")
