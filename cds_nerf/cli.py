@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    flags = (tyro.conf.FlagCreatePairsOff,)
+    flags = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     if arguments and arguments[0] in COMMANDS:
         name, *options = arguments
         command = COMMANDS[name]

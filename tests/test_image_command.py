@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from tiny_stable_diffusion import make_pipeline
 
@@ -158,6 +158,16 @@ def test_pair_strip_plot_and_latents_are_written_on_request(model: str, photos: 
     latents = load_file("edited/cat-a-pig.safetensors")
     assert latents["source"].shape == latents["result"].shape == (1, 4, 8, 12)
     assert not latents["source"].equal(latents["result"])
+
+
+def test_the_colour_profile_is_kept(model: str, photos: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    noise().save("profile.jpg", icc_profile=profile)
+    noise().convert("CMYK").save("ink.jpg", icc_profile=profile)
+    assert image_command(model, "profile.jpg", "ink.jpg") == 0
+    for name, kept in (("profile", profile), ("ink", None)):
+        with Image.open(f"edited/{name}-a-pig.png") as image:
+            assert image.info.get("icc_profile") == kept
 
 
 def test_keep_size_brings_the_image_s_size_back(model: str, photos: Path) -> None:

@@ -88,17 +88,18 @@ def edit_file(
     if options.keep_size:
         before, after = image, _at_own_size(image, mask, result, diffusion.image_multiple)
     settings = _settings(options, path, prompt, steps_done=len(edit.losses["dds_loss"]))
+    profile = image.info.get("icc_profile")
     if "pair" in files:
-        write_png(files["pair"], side_by_side([before, after]), settings)
+        write_png(files["pair"], side_by_side([before, after]), settings, profile)
     if "strip" in files:
-        write_png(files["strip"], side_by_side([as_pil(source), *pictures, result]), settings)
+        write_png(files["strip"], side_by_side([as_pil(source), *pictures, result]), settings, profile)
     if "plot" in files:
         write_loss_plot(files["plot"], edit.losses, f"{path.name}: {prompt}")
     if "latents" in files:
         latents = {"source": edit.source_latents.cpu(), "result": edit.latents.cpu()}
         with whole_file(files["latents"]) as file:
             file.write_bytes(save(latents, {"cds-nerf": json.dumps(settings)}))
-    write_png(files["image"], after, settings)  # the last: where it is, all is
+    write_png(files["image"], after, settings, profile)  # the last: where it is, all is
     return edit
 
 

@@ -25,6 +25,8 @@ SETTINGS_KEY = "cds-nerf"
 def read_image(path: Path, background: str = "white") -> Image.Image:
     """An image file as 8-bit RGB, turned upright as its EXIF data say; of an animation the first frame.
 
+    The colour profile is kept in the image's `info`, and the values are not converted.
+
     Args:
         path: a PNG, JPEG or WebP file.
         background: the colour behind transparent pixels.
@@ -35,7 +37,11 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as file:
             file.load()
-            return as_rgb(ImageOps.exif_transpose(file), background)
+            image = as_rgb(ImageOps.exif_transpose(file), background)
+            profile = file.info.get("icc_profile")
+            # One of greys or of inks says nothing of what they have become.
+            image.info = {"icc_profile": profile} if profile and file.mode in ("RGB", "RGBA", "P") else {}
+            return image
     except FileNotFoundError as error:
         raise UserError(f"there is no image {path}") from error
     except Image.UnidentifiedImageError as error:
@@ -75,9 +81,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_png(path: Path, image: Image.Image, settings: dict[str, Any]) -> None:
-    """Write a PNG with the settings that made it in its text chunk `SETTINGS_KEY`."""
+def write_png(path: Path, image: Image.Image, settings: dict[str, Any], icc_profile: bytes | None = None) -> None:
+    """Write a PNG with the settings that made it in its text chunk `SETTINGS_KEY`.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
     with whole_file(path) as file:
-        image.save(file, format="PNG", pnginfo=chunks)
+        image.save(file, format="PNG", pnginfo=chunks, icc_profile=icc_profile)
