@@ -174,3 +174,21 @@ def test_a_single_file_that_cannot_be_used_is_named(
     for model, config, message in cases:
         with pytest.raises(UserError, match=message):
             LatentDiffusion.from_pretrained(model, model_config=config)
+
+
+@pytest.mark.parametrize("family", ["SD 1.x", "SDXL"])
+def test_a_model_with_weights_in_half_precision_alone_loads(tmp_path: Path, family: str) -> None:
+    FAMILIES[family]().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    for dtype in (torch.float16, torch.float32):
+        diffusion = LatentDiffusion.from_pretrained(tmp_path, dtype=dtype)
+        expected = FAMILIES[family]().unet.conv_in.weight.half().to(dtype)
+        assert torch.equal(diffusion.unet.conv_in.weight, expected)
+
+
+def test_of_two_precisions_the_one_that_is_wanted_is_loaded(tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    pipeline.unet.conv_in.weight.data.zero_()
+    pipeline.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    for dtype, zero in ((torch.float16, True), (torch.bfloat16, False), (torch.float32, False)):
+        assert (not LatentDiffusion.from_pretrained(tmp_path, dtype=dtype).unet.conv_in.weight.any()) == zero

@@ -35,6 +35,8 @@ XL_FILES = (
 """What SDXL's folder must have besides."""
 VOCABULARY = ("vocab.json", "merges.txt")
 """A tokenizer's vocabulary, which `tokenizer.json` may hold instead."""
+HALF = "fp16"
+"""The variant of weight files in half precision, which models may have besides the others or instead."""
 ADVICE = "use Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them"
 """What to do about a model that cannot be used."""
 HUB_TIMEOUT = 10.0
@@ -58,8 +60,9 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
         return load_single_file(file, dtype, None if config is None else str(config))
     if config is not None:
         raise UserError(f"model_config is {config}, but {model} is no single file: a folder has its own configuration")
-    folder = model_folder(model)
+    folder = model_folder(model, dtype)
     is_xl = (folder / "text_encoder_2").is_dir()
+    variant = _variant(_files(folder), dtype)
     parts: dict[str, Any] = {}
     try:
         parts["scheduler"] = _load_scheduler(folder)
@@ -77,7 +80,7 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
         parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         for name, kind, precision in models:
             parts[name], loading = kind.from_pretrained(
-                folder, subfolder=name, use_safetensors=True, output_loading_info=True, **precision
+                folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **precision
             )
             if loading["missing_keys"]:  # both libraries only log this, and leave random weights
                 raise ValueError(f"the weights of {name} lack {sorted(loading['missing_keys'])[0]}")
@@ -104,10 +107,11 @@ def _pipeline_config(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def model_folder(model: str | Path) -> Path:
+def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
     """The local folder of a model: itself, in the Hugging Face Hub's cache, or downloaded into that cache.
 
-    What is cached as a whole is used without asking the hub.
+    What is cached as a whole is used without asking the hub. For float16 the weight files in half precision are
+    downloaded where there are any, for other precisions only where there are no others.
 
     Raises:
         UserError: if the model cannot be had or is of another kind; the message says why and what to do.
@@ -130,7 +134,8 @@ def model_folder(model: str | Path) -> Path:
         on_hub = {file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()}
         if problem := why_unusable(on_hub):
             raise UserError(f"the diffusion model {name} on the Hugging Face Hub {problem}")
-        return Path(snapshot_download(name, allow_patterns=[*FILES, *XL_FILES, "tokenizer*/*", "model_index.json"]))
+        needed = _needed(on_hub, _variant(on_hub, dtype))
+        return Path(snapshot_download(name, allow_patterns=[*needed, "tokenizer*/*", "model_index.json"]))
     except UserError:
         raise
     except Exception as error:  # the hub's client lets those of its HTTP library through, which differs by version
@@ -147,11 +152,7 @@ def why_unusable(files: Iterable[str]) -> str | None:
         return f"has the second text encoder of SDXL alone, as its refiner does: {ADVICE}"
     if "unet" not in folders:
         return f"has no unet/, so that it is no diffusers folder of Stable Diffusion: {ADVICE}"
-    needed = [*FILES, *XL_FILES] if "text_encoder_2" in folders else [*FILES]
-    for tokenizer in sorted({file.split("/")[0] for file in needed if file.startswith("tokenizer")}):
-        if f"{tokenizer}/tokenizer.json" not in files:
-            needed += [f"{tokenizer}/{file}" for file in VOCABULARY]
-    missing = [file for file in needed if file not in files]
+    missing = [file for file in _needed(files, _variant(files)) if file not in files]
     pickled = [file for file in missing if file.endswith(".safetensors") and _pickled(file) in files]
     if pickled:
         return (
@@ -159,6 +160,21 @@ def why_unusable(files: Iterable[str]) -> str | None:
             "`StableDiffusionPipeline.from_pretrained(MODEL).save_pretrained(FOLDER)`"
         )
     return f"is not complete: it lacks {', '.join(missing)}" if missing else None
+
+
+def _needed(files: set[str], variant: str | None) -> list[str]:
+    """The files that a model with these files needs, with weights of one variant."""
+    needed = [*FILES, *XL_FILES] if any(file.startswith("text_encoder_2/") for file in files) else [*FILES]
+    for tokenizer in sorted({file.split("/")[0] for file in needed if file.startswith("tokenizer")}):
+        if f"{tokenizer}/tokenizer.json" not in files:
+            needed += [f"{tokenizer}/{file}" for file in VOCABULARY]
+    return needed if variant is None else [file.replace(".safetensors", f".{variant}.safetensors") for file in needed]
+
+
+def _variant(files: set[str], dtype: torch.dtype | None = None) -> str | None:
+    """Which weight files to load: those in half precision where the model runs in it, or has no others."""
+    complete = {variant: files.issuperset(_needed(files, variant)) for variant in (None, HALF)}
+    return HALF if complete[HALF] and (dtype == torch.float16 or not complete[None]) else None
 
 
 def _pickled(file: str) -> str:
