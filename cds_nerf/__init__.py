@@ -15,3 +15,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("cds_nerf.image.edit" if name == "edit_image" else "cds_nerf.guidance"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

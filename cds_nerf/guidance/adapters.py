@@ -33,8 +33,8 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
     pipeline = _as_pipeline(parts)
     scales: dict[str, float] = {}
     for index, lora in enumerate(loras):
-        source, scale = _split_scale(lora)
-        _check_source("LoRA", source)
+        name, scale = _split_scale(lora)
+        source = _find("LoRA", name)
         try:
             pipeline.load_lora_weights(source, adapter_name=f"lora{index}", use_safetensors=True)
         except Exception as error:  # from peft, diffusers, safetensors or the hub's client, each its own
@@ -60,8 +60,8 @@ def add_textual_inversions(parts: dict[str, Any], inversions: Sequence[str]) -> 
     """
     pipeline: Any = _as_pipeline(parts) if inversions else None
     for inversion in inversions:
-        source, _, word = inversion.partition("=")
-        _check_source("textual inversion", source)
+        name, _, word = inversion.partition("=")
+        source = _find("textual inversion", name)
         try:
             (embeddings,) = load_textual_inversion_state_dicts([source], use_safetensors=True)
             if set(embeddings) == set(XL_EMBEDDINGS):
@@ -95,12 +95,16 @@ def _split_scale(lora: str) -> tuple[str, float]:
         return lora, 1.0
 
 
-def _check_source(kind: str, source: str) -> None:
+def _find(kind: str, source: str) -> str:
+    """The path of a local file or folder, or else the hub id that the source then is."""
     path = Path(source).expanduser()
     if path.suffix in (".pt", ".bin", ".ckpt"):
         raise UserError(f"the {kind} {source} is pickled, and pickled weights are not loaded: get it as .safetensors")
-    if not path.exists() and (source.startswith(("/", ".", "~")) or path.suffix == ".safetensors"):
+    if path.exists():
+        return str(path)
+    if source.startswith(("/", ".", "~")) or path.suffix == ".safetensors":
         raise UserError(f"there is no {kind} {source}")
+    return source
 
 
 def _first_line(error: Exception) -> str:
