@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
-from cds_nerf.image.image_file import as_rgb
+from cds_nerf.image.image_file import as_upright_rgb
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
 from cds_nerf.image.settings_check import check_prompts
@@ -58,8 +58,8 @@ def edit_image(
     the result is then what there is.
 
     Args:
-        image: a tensor [3,H,W] or [B,3,H,W] in 0..1, edited at its size; or a PIL image, brought to the model's size
-            first (see `edit_size`).
+        image: a tensor [3,H,W] or [B,3,H,W] in 0..1, edited at its size; or a PIL image, turned upright as its EXIF
+            data say and brought to the model's size first (see `edit_size`).
         source_prompt: describes the image; one for all, or one for each of the batch.
         target_prompt: describes the wanted image, likewise.
         diffusion: the model.
@@ -149,8 +149,9 @@ def _prompts(name: str, prompt: str | Sequence[str], batch: int) -> list[str]:
 
 def _as_batch(image: Image.Image | Tensor, diffusion: LatentDiffusion) -> Float[Tensor, "batch 3 height width"]:
     if isinstance(image, Image.Image):
-        size = edit_size(*image.size, diffusion.native_size, diffusion.image_multiple)
-        return to_tensor(resize(as_rgb(image), size))[None]
+        upright = as_upright_rgb(image)
+        size = edit_size(*upright.size, diffusion.native_size, diffusion.image_multiple)
+        return to_tensor(resize(upright, size))[None]
     if not isinstance(image, Tensor) or image.ndim not in (3, 4) or image.shape[-3] != 3 or not len(image):
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"image is {got}; it must be a PIL image or a tensor [3,H,W] or [B,3,H,W]")

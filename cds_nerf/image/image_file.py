@@ -37,7 +37,7 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as file:
             file.load()
-            image = as_rgb(ImageOps.exif_transpose(file), background)
+            image = as_upright_rgb(file, background)
             profile = file.info.get("icc_profile")
             # One of greys or of inks says nothing of what they have become.
             image.info = {"icc_profile": profile} if profile and file.mode in ("RGB", "RGBA", "P") else {}
@@ -52,8 +52,9 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
         raise UserError(f"the image {path} cannot be read: {error}") from error
 
 
-def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """The image as 8-bit RGB: 16-bit values scaled, transparent pixels composited over the background."""
+def as_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """The image as 8-bit RGB: turned as its EXIF data say, 16-bit values scaled, transparency composited."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit; Pillow's own conversion to 8 bits clips
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
