@@ -226,6 +226,7 @@ BAD_INPUT = {
     "no input": ([], {}, "there are no images to edit"),
     "no steps": (["photos", "--steps", "0"], {}, "steps is 0"),
     "no learning rate": (["photos", "--learning-rate", "0"], {}, "learning_rate is 0.0"),
+    "negative seed": (["photos", "--seed", "-1"], {}, "seed is -1; it must be at least 0"),
     "odd resolution": (["photos/cat.png", "--resolution", "31"], {}, "photos/cat.png: resolution is 31; the model's"),
     "output of another format": (["photos", "--output", "a.jpg"], {}, "output is a.jpg, but edits are written as PNG"),
     "one file for several edits": (["photos", "--output", "a.png"], {}, "output is the file a.png, but there are 3"),

@@ -16,7 +16,7 @@ from cds_nerf.guidance import CDSGuidanceConfig
 from cds_nerf.guidance.options import DiffusionOptions
 from cds_nerf.image.image_file import read_image
 from cds_nerf.image.naming import find_images, output_files
-from cds_nerf.image.settings_check import check_descent, check_prompts
+from cds_nerf.image.settings_check import check_descent, check_prompts, check_seed
 
 if TYPE_CHECKING:
     from cds_nerf.guidance import LatentDiffusion
@@ -94,6 +94,7 @@ class EditImages:
         for prompt in prompts:
             check_prompts(self.source_prompt, prompt)
         check_descent(self.steps, self.learning_rate)
+        check_seed(self.seed)
         images = find_images(self.images)
         outputs = output_files(images, prompts, self.output.expanduser())
         mask = None if self.mask is None else read_image(self.mask, background="black").convert("L")

@@ -17,7 +17,7 @@ from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
 from cds_nerf.image.image_file import as_upright_rgb
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
-from cds_nerf.image.settings_check import check_prompts
+from cds_nerf.image.settings_check import check_prompts, check_seed
 from cds_nerf.image.sizing import edit_size, resize
 
 
@@ -85,6 +85,7 @@ def edit_image(
     target_prompts = _prompts("target_prompt", target_prompt, batch)
     for source, target in zip(source_prompts, target_prompts, strict=True):
         check_prompts(source, target)
+    check_seed(seed)
     masks = None if mask is None else _as_mask_batch(mask, images)
     with torch.no_grad():
         source_latents = diffusion.encode(images)
