@@ -33,6 +33,7 @@ format: $(BIN)/.installed
 benchmarks: $(BIN)/.installed
 	$(BIN)/python benchmarks/guidance_cost.py
 	$(BIN)/python benchmarks/render_memory.py
+	$(BIN)/python benchmarks/image_memory.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,5 +1,21 @@
 """Text-guided editing of radiance fields and images with Contrastive Denoising Score."""
 
-from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, CDSOutput, LatentDiffusion, TextEmbedding
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "TextEmbedding"]
+if TYPE_CHECKING:
+    from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, CDSOutput, LatentDiffusion, TextEmbedding
+    from cds_nerf.image.edit import edit_image
+
+__all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "TextEmbedding", "edit_image"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: torch and diffusers take seconds to import, and `cds-nerf --help` needs neither.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("cds_nerf.image.edit" if name == "edit_image" else "cds_nerf.guidance"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

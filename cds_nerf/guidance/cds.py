@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.config import CDSGuidanceConfig
 from cds_nerf.guidance.latent_diffusion import LatentDiffusion, TextEmbedding
 from cds_nerf.guidance.patch_nce import patch_nce_loss
 from cds_nerf.guidance.self_attention import self_attention_features, self_attention_layers
@@ -20,47 +21,6 @@ from cds_nerf.guidance.self_attention import self_attention_features, self_atten
 FLOAT16_LOSS_SCALE = 2.0**12
 """The contrastive loss is multiplied by this on its way back through a float16 UNet, where its gradient would
 underflow, and the result divided by it."""
-
-
-@dataclass
-class CDSGuidanceConfig:
-    """Settings of the Contrastive Denoising Score; the defaults are the reference implementation's."""
-
-    guidance_scale: float = 7.5
-    """Classifier-free guidance scale of the noise predictions."""
-    w_dds: float = 1.0
-    """Weight of the Delta Denoising Score, which makes the change."""
-    w_cut: float = 3.0
-    """Weight of the contrastive loss, which keeps the structure; 0 is plain Delta Denoising Score."""
-    n_patches: int = 256
-    """How many patches of each self-attention feature map are compared, at the most."""
-    patch_sizes: tuple[int, ...] = (1, 2)
-    """Sides of the patches, in feature positions; each adds a term to the contrastive loss."""
-    temperature: float = 0.07
-    """Divides the cosine similarities of the contrastive loss."""
-    min_timestep: float = 0.05
-    """Least noise, as a fraction of the training timesteps."""
-    max_timestep: float = 0.95
-    """Most noise, as a fraction of the training timesteps."""
-    contrastive_query: Literal["source", "target"] = "source"
-    """Whose patches are classified among the other's. "source": the target's other patches are the negatives, as in
-    the reference implementation. "target": the source's are, as in the paper's equation and in CUT."""
-
-    def __post_init__(self) -> None:
-        rules = {
-            "guidance_scale": (self.guidance_scale >= 0, "at least 0"),
-            "w_dds": (self.w_dds >= 0, "at least 0"),
-            "w_cut": (self.w_cut >= 0, "at least 0"),
-            "n_patches": (self.n_patches >= 1, "at least 1"),
-            "patch_sizes": (self.patch_sizes and min(self.patch_sizes) >= 1, "one or more sizes of at least 1"),
-            "temperature": (self.temperature > 0, "greater than 0"),
-            "min_timestep": (0 <= self.min_timestep <= self.max_timestep, "between 0 and max_timestep"),
-            "max_timestep": (self.max_timestep <= 1, "at most 1: it is a fraction of the training timesteps"),
-            "contrastive_query": (self.contrastive_query in ("source", "target"), "'source' or 'target'"),
-        }
-        for name, (valid, rule) in rules.items():
-            if not valid:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -188,28 +148,32 @@ class CDSGuidance:
         """The noise difference [B,C,h,w], the contrastive loss [] and its gradient [B,C,h,w], all detached."""
         batch = len(target)
 
-        def predict(latents: list[Tensor], embeddings: list[Tensor]) -> list[Tensor]:
+        def predict(latents: list[Tensor], texts: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
             noisy = torch.cat([self.diffusion.add_noise(part, noise, timestep) for part in latents])
-            embedding = torch.cat([part.expand(batch, -1, -1) for part in embeddings])
-            return list(self.diffusion.predict_noise(noisy, timestep.repeat(len(latents)), embedding).split(batch))
+            embedding = torch.cat([part.expand(batch, -1, -1) for part, _ in texts])
+            pooled = [part.expand(batch, -1) for _, part in texts if part is not None]
+            predictions = self.diffusion.predict_noise(
+                noisy, timestep.repeat(len(latents)), embedding, torch.cat(pooled) if pooled else None
+            )
+            return list(predictions.split(batch))
 
         scale = self.config.guidance_scale
         latents = [source, source, target]
-        embeddings = [source_text.unconditional, source_text.conditional, target_text.unconditional]
+        source_unconditional, source_conditional = _conditions(source_text)
+        target_unconditional, target_conditional = _conditions(target_text)
+        texts = [source_unconditional, source_conditional, target_unconditional]
         if not self.config.w_cut:
             with torch.no_grad():
-                source_0, source_1, target_0, target_1 = predict(
-                    [*latents, target], [*embeddings, target_text.conditional]
-                )
+                source_0, source_1, target_0, target_1 = predict([*latents, target], [*texts, target_conditional])
             cut_loss, cut_gradient = target.new_zeros(()), torch.zeros_like(target)
         else:
             with (
                 torch.no_grad(),
                 self_attention_features(self.diffusion.unet, slice(batch, 2 * batch)) as source_features,
             ):
-                source_0, source_1, target_0 = predict(latents, embeddings)
+                source_0, source_1, target_0 = predict(latents, texts)
             with self_attention_features(self.diffusion.unet) as target_features:
-                (target_1,) = predict([target], [target_text.conditional])
+                (target_1,) = predict([target], [target_conditional])
             cut_loss = self._contrastive_loss(source_features, target_features, generators)
             cut_gradient = torch.zeros_like(target)
             if cut_loss.requires_grad:
@@ -247,6 +211,14 @@ class CDSGuidance:
         return torch.cat(
             [torch.randint(low, high + 1, (1,), generator=g, device=g.device if g else "cpu").cpu() for g in generators]
         )
+
+
+def _conditions(text: TextEmbedding) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """What the UNet sees of the empty prompt and of the prompt: the embedding, and for SDXL the pooled one."""
+    return (
+        (text.unconditional, text.pooled_unconditional),
+        (text.conditional, text.pooled_conditional),
+    )
 
 
 def _draw_noise(like: Tensor, generators: list[Generator | None]) -> Tensor:

@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.adapters import add_loras, add_textual_inversions
 from cds_nerf.guidance.pretrained import load_parts
+
+SIZE_CONDITIONING = ("original height", "original width", "crop top", "crop left", "target height", "target width")
+"""What SDXL is told about an image's size, in this order (arXiv 2307.01952, section 2.2)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,14 @@ class TextEmbedding:
     """The prompt's embedding."""
     unconditional: Float[Tensor, "batch tokens channels"]
     """The empty prompt's embedding, for classifier-free guidance."""
+    pooled_conditional: Float[Tensor, "batch pooled_channels"] | None = None
+    """The prompt as one vector, which SDXL sees besides."""
+    pooled_unconditional: Float[Tensor, "batch pooled_channels"] | None = None
+    """The empty prompt as one vector."""
 
 
 class LatentDiffusion:
-    """The parts of a Stable Diffusion model (1.x or 2.x), frozen and in eval mode.
+    """The parts of a Stable Diffusion model (1.x, 2.x or XL base), frozen and in eval mode.
 
     Not an `nn.Module`: held as an attribute of one, it never enters that module's parameters or `state_dict`.
 
@@ -42,6 +51,10 @@ class LatentDiffusion:
         vae: needed by `encode` and `decode`.
         text_encoder: needed by `encode_prompt`, with its tokenizer.
         tokenizer: the tokenizer of the text encoder.
+        text_encoder_2: the second text encoder of SDXL.
+        tokenizer_2: the second text encoder's tokenizer.
+        force_zeros_for_empty_prompt: whether SDXL's unconditional embedding is zero, as its base was trained, or the
+            empty prompt's.
 
     Raises:
         UserError: if the UNet or the scheduler is of a kind that the guidance cannot use.
@@ -54,19 +67,25 @@ class LatentDiffusion:
         vae: AutoencoderKL | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = True,
     ) -> None:
         self.unet = unet
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
-        for part in (unet, vae, text_encoder):
+        self.text_encoder_2 = text_encoder_2
+        self.tokenizer_2 = tokenizer_2
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        for part in (unet, vae, text_encoder, text_encoder_2):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
 
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise UserError(
                 f"{type(scheduler).__name__} has no alphas_cumprod: flow-matching models are not supported, "
-                "use a Stable Diffusion 1.x or 2.x model"
+                "use a Stable Diffusion 1.x, 2.x or XL base model"
             )
         self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -74,11 +93,16 @@ class LatentDiffusion:
                 f"the scheduler's prediction_type is {self.prediction_type!r}; "
                 "supported are 'epsilon' and 'v_prediction'"
             )
-        if unet.config.get("addition_embed_type") is not None:
+        self.is_xl = unet.config.get("addition_embed_type") == "text_time"
+        if not self.is_xl and unet.config.get("addition_embed_type") is not None:
             raise UserError(
-                f"the UNet wants additional conditioning (addition_embed_type={unet.config['addition_embed_type']!r}, "
-                "as SDXL does); use a Stable Diffusion 1.x or 2.x model"
+                f"the UNet wants additional conditioning (addition_embed_type={unet.config['addition_embed_type']!r}); "
+                "use a Stable Diffusion 1.x, 2.x or XL base model"
             )
+        if self.is_xl and text_encoder_2 is not None:
+            channels = unet.config["projection_class_embeddings_input_dim"] - text_encoder_2.config.projection_dim
+            if channels != len(SIZE_CONDITIONING) * unet.config["addition_time_embed_dim"]:
+                raise UserError("the UNet has another size conditioning than SDXL's base: refiners are not supported")
         if vae is not None and vae.config["latent_channels"] != unet.config["in_channels"]:
             raise UserError(
                 f"the UNet takes {unet.config['in_channels']} channels and the VAE makes "
@@ -93,27 +117,38 @@ class LatentDiffusion:
         model: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        loras: Sequence[str] = (),
+        textual_inversions: Sequence[str] = (),
+        model_config: str | Path | None = None,
     ) -> LatentDiffusion:
-        """Load a diffusers folder of Stable Diffusion 1.x or 2.x, from safetensors only.
+        """Load Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, from safetensors only.
 
         Args:
-            model: a local folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that
-                is already in the local cache is loaded without asking the hub.
+            model: a local diffusers folder, a checkpoint in a single file, or a hub id such as
+                "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that is already in the local cache is loaded
+                without asking the hub.
             device: where all its parts go.
-            dtype: of all its weights.
+            dtype: of all its weights, but for a VAE of SDXL that overflows in float16 and stays in float32.
+            loras: added to the weights (see `add_loras`): files, folders or hub ids, with `:scale` behind each or not.
+            textual_inversions: added to the words of prompts (see `add_textual_inversions`).
+            model_config: a folder or hub id with the configuration of a single file; by default the hub's for its kind.
 
         Raises:
-            UserError: if the model cannot be had; the message says why and what to do.
+            UserError: if the model or an addition to it cannot be had; the message says why and what to do.
         """
-        parts = load_parts(model, dtype)
-        for part in ("text_encoder", "vae", "unet"):
-            parts[part].to(device)
+        parts = load_parts(model, dtype, model_config)
+        add_textual_inversions(parts, textual_inversions)
+        add_loras(parts, loras)
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                part.to(device)
         return cls(**parts)
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet's weights are."""
-        return self.unet.device
+        """Where the model runs: where the UNet's weights are, or where they go to run if they are offloaded."""
+        hook = getattr(self.unet, "_hf_hook", None)
+        return self.unet.device if hook is None else hook.execution_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,25 +218,39 @@ class LatentDiffusion:
 
         A prompt longer than the text encoder's limit is cut, with a warning that quotes what was cut off.
         """
-        tokenizer, text_encoder = self.tokenizer, self.text_encoder
-        if tokenizer is None or text_encoder is None:
-            raise UserError("this LatentDiffusion has no text encoder and tokenizer: give it both to encode prompts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        encoders = self._text_encoders()
         for text in prompts:
-            cut_off = tokenizer(text).input_ids[limit - 1 : -1]
-            if cut_off:
-                warnings.warn(
-                    f"the prompt is longer than the model's {limit} tokens; it does not see "
-                    f"{tokenizer.decode(cut_off)!r}",
-                    stacklevel=2,
-                )
+            _warn_of_cut_off(text, *encoders[0])
+        conditional, pooled_conditional = self._embed(prompts, encoders)
+        unconditional, pooled_unconditional = self._embed([""] * len(prompts), encoders)
+        if pooled_unconditional is not None and self.force_zeros_for_empty_prompt:
+            unconditional, pooled_unconditional = unconditional * 0, pooled_unconditional * 0
+        return TextEmbedding(conditional, unconditional, pooled_conditional, pooled_unconditional)
 
-        def embed(texts: list[str]) -> Tensor:
+    def _text_encoders(self) -> list[tuple[Any, Any]]:
+        """Each tokenizer with its text encoder."""
+        encoders = [(self.tokenizer, self.text_encoder)]
+        if self.is_xl:
+            encoders.append((self.tokenizer_2, self.text_encoder_2))
+        if any(part is None for pair in encoders for part in pair):
+            raise UserError(
+                "this LatentDiffusion has no text encoder and tokenizer (SDXL: two of each), which prompts need"
+            )
+        return encoders
+
+    def _embed(self, texts: list[str], encoders: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor | None]:
+        """The embedding [B,L,D] of texts, and for SDXL the pooled one [B,P]."""
+        outputs = []
+        for tokenizer, text_encoder in encoders:
+            limit = _token_limit(tokenizer, text_encoder)
+            # A textual inversion of several vectors takes as many tokens.
+            texts = TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer)
             tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-            return text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
-
-        return TextEmbedding(embed(prompts), embed([""] * len(prompts)))
+            outputs.append(text_encoder(tokens.input_ids.to(self.device), output_hidden_states=self.is_xl))
+        if not self.is_xl:
+            return outputs[0].last_hidden_state, None
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
 
     def _alpha_cumprod(self, timestep: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
         return self.alphas_cumprod[timestep.to(self.device)].to(self.loss_dtype)[:, None, None, None]
@@ -221,15 +270,43 @@ class LatentDiffusion:
         noisy_latents: Float[Tensor, "batch channels h w"],
         timestep: Int[Tensor, " batch"],
         embedding: Float[Tensor, "batch tokens text_channels"],
+        pooled: Float[Tensor, "batch pooled_channels"] | None = None,
     ) -> Float[Tensor, "batch channels h w"]:
         """The UNet's noise prediction in `loss_dtype`, without classifier-free guidance.
 
-        For a velocity model the noise is sqrt(a) v + sqrt(1 - a) z_t (arXiv 2202.00512, appendix D).
+        For a velocity model the noise is sqrt(a) v + sqrt(1 - a) z_t (arXiv 2202.00512, appendix D). SDXL needs the
+        pooled embedding too, and is told that the image was neither resized nor cropped.
         """
+        condition: dict[str, Any] = {}
+        if self.is_xl:
+            if pooled is None:
+                raise UserError("SDXL needs pooled text embeddings: take the TextEmbedding of encode_prompt as a whole")
+            height, width = (side * self.image_multiple for side in noisy_latents.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+            pooled = pooled.to(self.device, self.dtype)
+            embeds = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
+            condition = {"added_cond_kwargs": embeds}
         prediction = self.unet(
-            noisy_latents.to(self.dtype), timestep.to(self.device), embedding.to(self.device, self.dtype)
+            noisy_latents.to(self.device, self.dtype),
+            timestep.to(self.device),
+            embedding.to(self.device, self.dtype),
+            **condition,
         ).sample.to(self.loss_dtype)
         if self.prediction_type == "epsilon":
             return prediction
         alpha = self._alpha_cumprod(timestep)
         return alpha.sqrt() * prediction + (1 - alpha).sqrt() * noisy_latents
+
+
+def _token_limit(tokenizer: Any, text_encoder: Any) -> int:
+    return min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+
+
+def _warn_of_cut_off(text: str, tokenizer: Any, text_encoder: Any) -> None:
+    limit = _token_limit(tokenizer, text_encoder)
+    cut_off = tokenizer(text).input_ids[limit - 1 : -1]
+    if cut_off:
+        warnings.warn(
+            f"the prompt is longer than the model's {limit} tokens; it does not see {tokenizer.decode(cut_off)!r}",
+            stacklevel=3,
+        )

@@ -155,7 +155,6 @@ class TestParts:
             LatentDiffusion(pipeline.unet, DDIMScheduler(prediction_type="sample"))
         with pytest.raises(UserError, match="takes 9 channels and the VAE makes 4: inpainting"):
             LatentDiffusion(unet_with(in_channels=9), pipeline.scheduler, pipeline.vae)
-        extra = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-        sdxl = unet_with(**extra, projection_class_embeddings_input_dim=80)
-        with pytest.raises(UserError, match=r"additional conditioning .*as SDXL does"):
-            LatentDiffusion(sdxl, pipeline.scheduler)
+        conditioned = unet_with(addition_embed_type="text", addition_embed_type_num_heads=4)
+        with pytest.raises(UserError, match=r"additional conditioning \(addition_embed_type='text'\)"):
+            LatentDiffusion(conditioned, pipeline.scheduler)

@@ -113,7 +113,7 @@ class TestFolders:
         assert sentence(name).startswith(f"there is no folder {name}")
 
     def test_a_single_file(self, model: Path) -> None:
-        assert "single file" in sentence(model / "unet" / "diffusion_pytorch_model.safetensors")
+        assert "has no UNet in the layout" in sentence(model / "unet" / "diffusion_pytorch_model.safetensors")
 
     def test_no_unet(self, model: Path) -> None:
         shutil.rmtree(model / "unet")
@@ -127,11 +127,14 @@ class TestFolders:
         weights.rename(weights.with_suffix(".bin"))
         assert "save_pretrained(FOLDER)" in sentence(model)
 
-    @pytest.mark.parametrize(("folder", "kind"), [("transformer", "SD3 and FLUX"), ("text_encoder_2", "SDXL")])
-    def test_a_model_of_another_kind(self, model: Path, folder: str, kind: str) -> None:
-        (model / folder).mkdir()
-        (model / folder / "config.json").write_text("{}")
-        assert f"as {kind} do" in sentence(model) and "use Stable Diffusion 1.x or 2.x" in sentence(model)
+    def test_a_transformer(self, model: Path) -> None:
+        (model / "transformer").mkdir()
+        (model / "transformer" / "config.json").write_text("{}")
+        assert "as SD3, FLUX and PixArt do: use Stable Diffusion 1.x, 2.x or XL base" in sentence(model)
+
+    def test_a_refiner(self, model: Path) -> None:
+        (model / "text_encoder").rename(model / "text_encoder_2")
+        assert "has the second text encoder of SDXL alone, as its refiner does" in sentence(model)
 
     def test_a_missing_vocabulary_is_not_taken_for_an_empty_one(self, model: Path) -> None:
         (model / "tokenizer" / "tokenizer.json").unlink()
@@ -177,9 +180,9 @@ class TestHub:
         assert asked == ["info", "download"]
 
     def test_a_model_that_would_not_load_is_not_downloaded(self, model: Path, hub: Callable[..., list[str]]) -> None:
-        shutil.copytree(model / "text_encoder", model / "text_encoder_2")
+        (model / "unet").rename(model / "transformer")
         asked = hub(model)
-        assert "on the Hugging Face Hub has two text encoders, as SDXL does" in sentence(NAME)
+        assert "on the Hugging Face Hub has a transformer in place of the UNet, as SD3" in sentence(NAME)
         assert asked == ["info"]
 
     @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Editing of images with the guidance: their latents are optimised; needs no nerfstudio."""

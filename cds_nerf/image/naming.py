@@ -1,0 +1,82 @@
+"""Which image files are edited, and what their edits are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from glob import glob
+from pathlib import Path
+
+from cds_nerf.errors import UserError
+from cds_nerf.image.image_file import SUFFIXES
+
+SLUG_LENGTH = 60
+"""Letters of a prompt that go into a file's name, at most."""
+
+
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """The image files that files, folders and glob patterns stand for, each once, sorted within an argument.
+
+    A file that is named itself is taken as it is, whether it exists or not.
+
+    Raises:
+        UserError: if a folder or pattern has no images, or there are no arguments.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            images = _images_among(path.iterdir())
+        elif any(letter in argument for letter in "*?[") and not path.exists():
+            images = _images_among(map(Path, glob(str(path), recursive=True)))
+        else:
+            images = [path]
+        if not images:
+            raise UserError(f"{argument} has no images ({', '.join(SUFFIXES)})")
+        found += images
+    if not found:
+        raise UserError("there are no images to edit: name files, folders or glob patterns")
+    return list(dict.fromkeys(found))
+
+
+def output_files(images: Sequence[Path], prompts: Sequence[str], output: Path) -> dict[tuple[Path, str], Path]:
+    """A PNG file for each image and prompt, no two the same, even where case does not count.
+
+    Args:
+        images: the images' files.
+        prompts: the target prompts.
+        output: a folder, in which an edit is called `IMAGE-PROMPT.png`; or, for a single edit, the PNG file itself.
+
+    Raises:
+        UserError: if the output is a file for several edits, or of another format than PNG.
+    """
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if output.suffix.lower() != ".png":
+            raise UserError(f"output is {output}, but edits are written as PNG: call it {output.with_suffix('.png')}")
+        if len(images) * len(prompts) != 1:
+            raise UserError(
+                f"output is the file {output}, but there are {len(images) * len(prompts)} edits: name a folder"
+            )
+        return {(images[0], prompts[0]): output}
+    files: dict[tuple[Path, str], Path] = {}
+    taken: set[str] = set()
+    for image in images:
+        for prompt in prompts:
+            name = first = f"{image.stem}-{_slug(prompt)}"
+            count = 1
+            while name.casefold() in taken:
+                count += 1
+                name = f"{first}-{count}"
+            taken.add(name.casefold())
+            files[image, prompt] = output / f"{name}.png"
+    return files
+
+
+def _images_among(paths: Iterable[Path]) -> list[Path]:
+    return sorted(
+        path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:SLUG_LENGTH].rstrip("-") or "edit"

@@ -1,0 +1,28 @@
+"""Checks of an edit's settings that need neither the image nor the model."""
+
+from __future__ import annotations
+
+from cds_nerf.errors import UserError
+
+
+def check_prompts(source_prompt: str, target_prompt: str) -> None:
+    """Raise a UserError where a prompt is empty or both are the same."""
+    for name, prompt in {"source_prompt": source_prompt, "target_prompt": target_prompt}.items():
+        if not prompt.strip():
+            raise UserError(f"{name} is {prompt!r}; it must say what the image shows")
+    if source_prompt == target_prompt:
+        raise UserError(f"source_prompt and target_prompt are both {source_prompt!r}: there is nothing to edit")
+
+
+def check_descent(steps: int, learning_rate: float) -> None:
+    """Raise a UserError where the gradient descent would not move."""
+    if steps < 1:
+        raise UserError(f"steps is {steps}; it must be at least 1")
+    if not 0 < learning_rate < float("inf"):
+        raise UserError(f"learning_rate is {learning_rate}; it must be greater than 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a UserError where torch would not take the seed."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}; it must be at least 0 and less than 2^63")
