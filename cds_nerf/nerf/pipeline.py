@@ -48,7 +48,8 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     target_prompt: str = ""
     """Describes the scene as it should become, such as "a photo of a wolf"; --prompt is the same."""
     diffusion: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The text-to-image model: a Stable Diffusion 1.x or 2.x by hub id or as a local diffusers folder."""
+    """The text-to-image model: Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, by hub id, as a
+    local diffusers folder or as a .safetensors checkpoint."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the Contrastive Denoising Score."""
     guidance_resolution: int | None = None
@@ -97,7 +98,7 @@ class CDSPipeline(VanillaPipeline):
         self.guidance = CDSGuidance(config.guidance, diffusion)
         self.source_text = diffusion.encode_prompt(config.source_prompt)
         self.target_text = diffusion.encode_prompt(config.target_prompt)
-        diffusion.text_encoder = None  # has done its work; its memory is for the UNet
+        diffusion.text_encoder = diffusion.text_encoder_2 = None  # have done their work; their memory is for the UNet
 
         resolution, multiple = config.guidance_resolution or diffusion.native_size, diffusion.image_multiple
         if resolution < multiple or resolution % multiple:
