@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils.logging import set_verbosity_error
-from guidance_cost import MIB, peak_memory, seconds, stable_diffusion_sized
+from guidance_cost import MIB, seconds, stable_diffusion_sized
+from peak_memory import peak_memory
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
