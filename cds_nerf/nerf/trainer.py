@@ -23,6 +23,7 @@ from cds_nerf.nerf.completion import DEFAULT_ITERATIONS, complete
 from cds_nerf.nerf.device import default_device
 from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
 from cds_nerf.nerf.record import Record
+from cds_nerf.nerf.seeding import repeatable_on_cpu
 from cds_nerf.nerf.source_run import check_pose_normalisation
 
 
@@ -163,7 +164,7 @@ class CDSTrainer(Trainer):
         self.progress = tqdm(total=total, initial=self._start_step, desc="Editing", unit="step")
         self.config.max_num_iterations = max(total - self._start_step, 0)  # nerfstudio counts from the start step
         try:
-            with self._plain_ending(), self.progress:
+            with self._plain_ending(), self.progress, repeatable_on_cpu(self.device):
                 super().train()
         finally:
             self.config.max_num_iterations = total
