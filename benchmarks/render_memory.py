@@ -35,7 +35,10 @@ def main() -> None:
         pose = torch.eye(4, device=device)[None, :3]
         half = side / 2
         camera = Cameras(pose, fx=2 * half, fy=2 * half, cx=half, cy=half, width=side, height=side)
-        image, regularisers = render_rays(model, camera_rays(camera, 0), rays_per_chunk, checkpointing)
+        rays = camera_rays(camera, 0)
+        for name in ("origins", "directions", "pixel_area"):
+            setattr(rays, name, getattr(rays, name).to(next(model.field.parameters()).dtype))
+        image, regularisers = render_rays(model, rays, rays_per_chunk, checkpointing)
         (image.square().sum() + sum(regularisers.values())).backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         model.zero_grad()
@@ -60,6 +63,11 @@ def main() -> None:
         texts = [f"{value:{form}}" for value, form in zip(values, (".1f", ".1f", ".3f", ".2f", ".1e"), strict=True)]
         row = "".join(f"{text:>{len(title) + 2}}" for text, title in zip(texts, titles, strict=True))
         print(f"{f'{side}x{side}':>9}{row}", flush=True)
+
+    model.double()
+    side = min(arguments.sides)
+    difference = relative_difference(step(side, side * side // 4, True), step(side, side * side, False))
+    print(f"\nin float64, {side}x{side} in four chunks: gradient difference {difference:.1e}")
 
 
 def parse_arguments() -> argparse.Namespace:
