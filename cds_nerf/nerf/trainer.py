@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -183,14 +184,16 @@ class CDSTrainer(Trainer):
         Where only the latest is kept, the others are deleted after that.
         """
         final = self.checkpoint_dir
-        self.checkpoint_dir = final.with_name(f"{final.name}.partial")
+        partial = final.with_name(f"{final.name}.partial")
+        if partial.exists():  # of a run that was killed while it wrote
+            shutil.rmtree(partial)
+        self.checkpoint_dir = partial
         try:
             super().save_checkpoint(step)
-            partial = self.checkpoint_dir
         finally:
             self.checkpoint_dir = final
         final.mkdir(parents=True, exist_ok=True)
-        (written,) = partial.glob(f"step-{step:09d}.ckpt")
+        (written,) = partial.iterdir()
         saved = written.replace(final / written.name)
         partial.rmdir()
         if self.config.save_only_latest_checkpoint:

@@ -235,8 +235,12 @@ def test_failed_checkpoint_leaves_the_last_one(edit_config, monkeypatch):
         trainer.save_checkpoint(7)
     monkeypatch.undo()
     assert list(trainer.checkpoint_dir.iterdir()) == [good]
+    trainer.config.save_only_latest_checkpoint = False
     trainer.save_checkpoint(8)
-    assert [path.name for path in trainer.checkpoint_dir.iterdir()] == ["step-000000008.ckpt"]
+    assert sorted(trainer.checkpoint_dir.iterdir()) == [good, good.with_name("step-000000008.ckpt")]
+    trainer.config.save_only_latest_checkpoint = True
+    trainer.save_checkpoint(9)
+    assert [path.name for path in trainer.checkpoint_dir.iterdir()] == ["step-000000009.ckpt"]
 
 
 def test_all_checkpoints_stay_where_they_are_wanted(edit_config):
