@@ -14,6 +14,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from safetensors.torch import load_file
 from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, load_checkpoint, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cds_nerf.nerf.pipeline import CDSPipeline
 
@@ -76,7 +77,11 @@ def test_run_folder_holds_the_record_of_the_edit(edit_config, capsys):
         frames = list(video.decode(video=0))
     assert len(frames) == 3
     assert (frames[0].width, frames[0].height) == (2 * source.width, source.height)
-    assert list(folder.glob("events.out.tfevents*"))
+    events = EventAccumulator(str(folder)).Reload()
+    terms = ("dds_loss", "cut_loss", "interlevel_loss", "distortion_loss")
+    assert {f"Train Loss Dict/{term}" for term in terms} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("Train Loss Dict/dds_loss")) == 4
+    assert [image.step for image in events.Images("source | edit | gradient")] == [0, 2, 3]
     printed = capsys.readouterr()
     assert f"ns-viewer --load-config {folder / 'config.yml'}" in printed.out.replace("\n", "")
     assert "dds=" in printed.err and "cut=" in printed.err and "interlevel=" in printed.err
