@@ -1,0 +1,66 @@
+"""Make the bundled prior and its judge from nothing: python -m cds_nerf.shapes.train_prior."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+import tyro
+from safetensors.torch import load_file, save_file
+
+from cds_nerf.shapes.training.autoencoder_stage import train_autoencoder
+from cds_nerf.shapes.training.classifier_stage import train_classifier
+from cds_nerf.shapes.training.loop import Worker
+from cds_nerf.shapes.training.renders import Renders, random_renders
+
+
+@dataclass
+class TrainPrior:
+    """Train the bundled latent diffusion model and the classifier that judges it, on renders of the world of shapes.
+
+    What is done stays in the work folder: an interrupted training goes on when it is started again.
+    """
+
+    work: Path = Path("outputs/prior")
+    """Folder for renders, states, logs (*.log.jsonl) and the results: the model in `prior`, `classifier.safetensors`."""
+    renders: int = 24000
+    """Training images."""
+    seed: int = 0
+    """Of everything."""
+    processes: int = os.cpu_count() or 1
+    """Processes that train together, one thread each; batches are shared among them."""
+
+    def run(self) -> None:
+        """Train every stage that is not done."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29507")
+        multiprocessing.spawn(_work, (self,), nprocs=self.processes)
+
+
+def _work(rank: int, command: TrainPrior) -> None:
+    torch.set_num_threads(1)
+    worker = Worker(rank, command.processes, command.work, command.seed)
+    if worker.count > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=worker.count)
+    renders = _renders(worker, command.renders // worker.count)
+    train_autoencoder(worker, renders)
+    train_classifier(worker, renders)
+
+
+def _renders(worker: Worker, count: int) -> Renders:
+    """This worker's renders, made once."""
+    path = worker.folder / f"renders-{worker.rank}-of-{worker.count}.safetensors"
+    if not path.exists():
+        renders = random_renders(count, worker.seed + worker.rank, progress=worker.is_first)
+        save_file({"images": renders.images, "words": renders.words}, path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+    return Renders(**load_file(path))
+
+
+if __name__ == "__main__":
+    tyro.cli(TrainPrior, description=TrainPrior.__doc__).run()
