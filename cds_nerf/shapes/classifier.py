@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ class AttributeClassifier(nn.Module):
                     nn.GroupNorm(8, outputs),
                     nn.SiLU(),
                 )
-                for inputs, outputs in zip(widths, widths[1:], strict=False)
+                for inputs, outputs in pairwise(widths)
             ),
             nn.Flatten(),
             nn.Linear(widths[-1] * (SIZE // 16) ** 2, 128),

@@ -58,14 +58,15 @@ class Scene:
     @property
     def caption(self) -> str:
         """Such as "a photo of a red cube on a wooden floor"."""
-        return f"a photo of {_article(self.color)} {self.color} {self.shape} on a {self.floor} floor"
+        return f"a photo of {article(self.color)} {self.color} {self.shape} on a {self.floor} floor"
 
     def edited(self, target: Scene) -> Scene:
         """This scene with another's words: what a perfect edit makes of it."""
         return replace(self, color=target.color, shape=target.shape, floor=target.floor)
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """The indefinite article of a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 

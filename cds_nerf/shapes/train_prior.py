@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import tyro
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from cds_nerf.shapes.training.autoencoder_stage import train_autoencoder
+from cds_nerf.shapes.training.autoencoder_stage import encode_renders, train_autoencoder
 from cds_nerf.shapes.training.classifier_stage import train_classifier
+from cds_nerf.shapes.training.denoiser_stage import new_scheduler, train_denoiser
 from cds_nerf.shapes.training.loop import Worker
 from cds_nerf.shapes.training.renders import Renders, random_renders
 
@@ -26,7 +30,7 @@ class TrainPrior:
     """
 
     work: Path = Path("outputs/prior")
-    """Folder for renders, states, logs (*.log.jsonl) and the results: the model in `prior`, `classifier.safetensors`."""
+    """Folder for renders, states, logs (*.log.jsonl) and the results."""
     renders: int = 24000
     """Training images."""
     seed: int = 0
@@ -47,19 +51,33 @@ def _work(rank: int, command: TrainPrior) -> None:
     worker = Worker(rank, command.processes, command.work, command.seed)
     if worker.count > 1:
         dist.init_process_group("gloo", rank=rank, world_size=worker.count)
-    renders = _renders(worker, command.renders // worker.count)
-    train_autoencoder(worker, renders)
+    shard = f"{rank}-of-{worker.count}.safetensors"
+
+    def render() -> dict[str, Tensor]:
+        renders = random_renders(command.renders // worker.count, worker.seed + rank, progress=worker.is_first)
+        return {"images": renders.images, "words": renders.words}
+
+    renders = Renders(**_made_once(worker.folder / f"renders-{shard}", render))
+    vae = train_autoencoder(worker, renders)
     train_classifier(worker, renders)
+    latents = _made_once(worker.folder / f"latents-{shard}", lambda: {"latents": encode_renders(vae, renders.images)})[
+        "latents"
+    ]
+    unet, text_encoder, tokenizer = train_denoiser(worker, latents, renders.words)
+    if worker.is_first:
+        pipeline = StableDiffusionPipeline(
+            vae, text_encoder, tokenizer, unet, new_scheduler(), None, None, requires_safety_checker=False
+        )
+        pipeline.to(torch.float16).save_pretrained(worker.folder / "prior")
+        print(f"wrote {worker.folder / 'prior'}")
 
 
-def _renders(worker: Worker, count: int) -> Renders:
-    """This worker's renders, made once."""
-    path = worker.folder / f"renders-{worker.rank}-of-{worker.count}.safetensors"
+def _made_once(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file, which is made where it does not exist."""
     if not path.exists():
-        renders = random_renders(count, worker.seed + worker.rank, progress=worker.is_first)
-        save_file({"images": renders.images, "words": renders.words}, path.with_suffix(".partial"))
+        save_file(make(), path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
-    return Renders(**load_file(path))
+    return load_file(path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Generator, Tensor, nn
 
 from cds_nerf.shapes.training.loop import Worker, train
-from cds_nerf.shapes.training.renders import SIZE, Renders
+from cds_nerf.shapes.training.renders import SIZE, Renders, random_renders
 
 CROP_STEPS, CROP_BATCH, CROP_RATE = 3000, 32, 1.5e-3
 WHOLE_STEPS, WHOLE_BATCH, WHOLE_RATE = 2600, 16, 8e-4
@@ -74,7 +74,8 @@ def train_autoencoder(worker: Worker, renders: Renders) -> AutoencoderKL:
 
         train(worker, f"autoencoder-{name}", objective, batch, steps, rate)
     vae = objective.vae.eval().requires_grad_(False)
-    normalise_latents(vae, renders.images[:512] / 127.5 - 1)
+    # Renders that are the same for every worker.
+    normalise_latents(vae, random_renders(504, worker.seed + worker.count, progress=False).images / 127.5 - 1)
     return vae
 
 
@@ -98,4 +99,5 @@ def normalise_latents(vae: AutoencoderKL, images: Tensor) -> None:
 @torch.no_grad()
 def encode_renders(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """The latents [B,8,16,16] of images [B,3,64,64] of bytes: the posterior means."""
-    return torch.cat([vae.encode(part / 127.5 - 1).latent_dist.mean for part in images.split(64)])
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        return torch.cat([vae.encode(part / 127.5 - 1).latent_dist.mean.float() for part in images.split(64)])

@@ -29,10 +29,6 @@ class Renders:
     words: Int[Tensor, "renders attributes"]
     """Indices into each of `ATTRIBUTES`."""
 
-    def scene(self, index: int) -> Scene:
-        """The words of one render's caption, as a scene."""
-        return Scene(*(values[self.words[index, i]] for i, values in enumerate(ATTRIBUTES.values())))
-
 
 def random_view(scene: Scene, draw: random.Random) -> tuple[Scene, Tensor]:
     """The scene with all else drawn, and a pose [1,3,4] from which it is seen."""
