@@ -11,8 +11,9 @@ import tyro
 
 from cds_nerf.errors import UserError
 from cds_nerf.image.command import EditImages
+from cds_nerf.shapes.command import MakeScene
 
-COMMANDS: dict[str, Any] = {"image": EditImages}
+COMMANDS: dict[str, Any] = {"image": EditImages, "make-scene": MakeScene}
 """Each subcommand: a dataclass of its options that imports no torch, with `EXAMPLES` for its help and `run() -> int`,
 which returns the exit status."""
 
