@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 import tyro
 from jaxtyping import Float
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
@@ -28,7 +29,7 @@ from cds_nerf.nerf.orbit import orbit_cameras
 from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
 from cds_nerf.nerf.seeding import seed_for
 from cds_nerf.nerf.source_run import read_checkpoint
-from cds_nerf.nerf.source_views import load_source_latents
+from cds_nerf.nerf.source_views import load_source_views
 
 SOURCE_STEPS = 10**6
 """The model's own schedules see an edit's steps after this many, when all annealing is over."""
@@ -52,6 +53,8 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     local diffusers folder or as a .safetensors checkpoint."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the Contrastive Denoising Score."""
+    w_keep: float = 1000.0
+    """Weight of what keeps a view as the source's where both prompts agree about it; 0 lets the edit act anywhere."""
     guidance_resolution: int | None = None
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
     Less is faster, takes less memory and shows the model less."""
@@ -113,7 +116,7 @@ class CDSPipeline(VanillaPipeline):
         for parameter in self.model.get_param_groups().get("camera_opt", []):
             parameter.requires_grad_(False)
         compatibility.update_proposals_in_every_call(self.model)
-        self.source_latents = load_source_latents(directory, self)
+        self.source = load_source_views(directory, self)
 
     def render_view(self, index: int, seed: int) -> tuple[Float[Tensor, "3 height width"], dict[str, Tensor]]:
         """A training view at the guidance's resolution, in the model's training mode, and its ray regularisers."""
@@ -141,8 +144,12 @@ class CDSPipeline(VanillaPipeline):
         image, regularisers = self.render_view(index, seed_for(self.seed, "rendering", step))
         # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
         latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
+        relevance = self.source.relevance(index).to(image)
+        if self.config.w_keep:
+            latent_relevance = F.adaptive_avg_pool2d(relevance[None], latents.shape[-2:]).to(latents)
+            latents.register_hook(lambda gradient: latent_relevance * gradient)
         out = self.guidance(
-            self.source_latents[index],
+            self.source.latents[index],
             latents,
             self.source_text,
             self.target_text,
@@ -150,6 +157,9 @@ class CDSPipeline(VanillaPipeline):
         )
         config = self.guidance.config
         losses = {"dds_loss": config.w_dds * out.dds_loss, "cut_loss": config.w_cut * out.cut_loss}
+        if self.config.w_keep:
+            difference = image - self.source.image(index).to(image)
+            losses["keep_loss"] = self.config.w_keep * ((1 - relevance) * difference.square()).mean()
         metrics = {
             "view": torch.tensor(index),
             "timestep": out.timestep[0],

@@ -16,9 +16,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils import writer
 from nerfstudio.utils.colormaps import apply_float_colormap
 from nerfstudio.utils.rich_utils import CONSOLE
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -68,10 +66,10 @@ class Record:
         """
         pipeline = self.pipeline
         diffusion = pipeline.guidance.diffusion
-        source = _read(self.directory / "source" / "views" / "00000.png")
+        source = pipeline.source.image(0)
         edit = pipeline.render_still(0)
         gradient = self.delta_denoising(
-            pipeline.source_latents[0],
+            pipeline.source.latents[0],
             diffusion.encode(edit[None]),
             pipeline.source_text,
             pipeline.target_text,
@@ -102,17 +100,12 @@ class Record:
         for index in tqdm(range(len(self.pipeline.views)), desc="Edited views", unit="view"):
             save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
         if self.pipeline.orbit:
-            before = sorted((self.directory / "source" / "orbit").glob("*.png"))
-            after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(before), unit="frame")
+            after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(self.pipeline.orbit), unit="frame")
             pairs = (
-                torch.cat([_read(picture), frame.cpu()], dim=2) for picture, frame in zip(before, after, strict=True)
+                torch.cat([before, frame.cpu()], dim=2)
+                for before, frame in zip(self.pipeline.source.orbit(), after, strict=True)
             )
             write_video(pairs, self.directory / "before_after.mp4")
-
-
-def _read(path: Path) -> Float[Tensor, "3 height width"]:
-    with Image.open(path) as picture:
-        return to_tensor(picture)
 
 
 def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -> None:
