@@ -146,7 +146,7 @@ class CDSPipeline(VanillaPipeline):
         latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
         relevance = self.source.relevance(index).to(image)
         if self.config.w_keep:
-            latent_relevance = F.adaptive_avg_pool2d(relevance[None], latents.shape[-2:]).to(latents)
+            latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
             latents.register_hook(lambda gradient: latent_relevance * gradient)
         out = self.guidance(
             self.source.latents[index],

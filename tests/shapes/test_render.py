@@ -15,7 +15,7 @@ POSES = torch.stack([look_at_pose(azimuth, math.radians(30)) for azimuth in (0.3
 def test_object_has_its_colour_and_the_floor_has_not(shape: str) -> None:
     images, masks = render(Scene("blue", shape, "gray"), POSES, 32)
     assert images.shape == (3, 3, 32, 32) and masks.shape == (3, 1, 32, 32)
-    assert images.isfinite().all() and 0 <= images.min() and images.max() <= 1
+    assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
     for image, mask in zip(images, masks, strict=True):
         inside = image[:, mask[0] == 1].mean(dim=1)
         assert inside.argmax() == 2 and inside[2] > 2 * inside[0]
@@ -69,7 +69,7 @@ def test_object_casts_a_shadow_away_from_the_light() -> None:
     image, mask = render(scene, above, 64)
     floor = image[0].mean(dim=0).masked_fill(mask[0, 0] > 0, math.nan)
     # Seen from above at azimuth 0, y points to the right.
-    assert floor[28:36, 42:46].nanmean() > floor[28:36, 18:22].nanmean() + 0.1
+    assert floor[28:36, 48:].nanmean() > floor[28:36, :16].nanmean() + 0.2
 
 
 def test_colours_are_told_apart() -> None:
