@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import tyro
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
 from cds_nerf.shapes.training.autoencoder_stage import encode_renders, train_autoencoder
@@ -30,7 +30,7 @@ class TrainPrior:
     """
 
     work: Path = Path("outputs/prior")
-    """Folder for renders, states, logs (*.log.jsonl) and the results."""
+    """Folder for renders, states, logs (*.log.jsonl), and the results: `prior` and `classifier.safetensors`."""
     renders: int = 24000
     """Training images."""
     seed: int = 0
@@ -59,7 +59,7 @@ def _work(rank: int, command: TrainPrior) -> None:
 
     renders = Renders(**_made_once(worker.folder / f"renders-{shard}", render))
     vae = train_autoencoder(worker, renders)
-    train_classifier(worker, renders)
+    classifier = train_classifier(worker, renders)
     latents = _made_once(worker.folder / f"latents-{shard}", lambda: {"latents": encode_renders(vae, renders.images)})[
         "latents"
     ]
@@ -69,7 +69,8 @@ def _work(rank: int, command: TrainPrior) -> None:
             vae, text_encoder, tokenizer, unet, new_scheduler(), None, None, requires_safety_checker=False
         )
         pipeline.to(torch.float16).save_pretrained(worker.folder / "prior")
-        print(f"wrote {worker.folder / 'prior'}")
+        save_model(classifier.half(), str(worker.folder / "classifier.safetensors"))
+        print(f"wrote {worker.folder / 'prior'} and {worker.folder / 'classifier.safetensors'}")
 
 
 def _made_once(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def train_classifier(worker: Worker, renders: Renders) -> AttributeClassifier:
         chosen = torch.randint(len(renders.images), (BATCH // worker.count,), generator=generator)
         return degrade(renders.images[chosen] / 255, generator), renders.words[chosen]
 
-    train(worker, "classifier", objective, batch, STEPS, LEARNING_RATE)
+    train(worker, "attributes", objective, batch, STEPS, LEARNING_RATE)
     return objective.classifier.eval()
 
 

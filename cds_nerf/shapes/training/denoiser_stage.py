@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from cds_nerf.shapes.scene import ATTRIBUTES, COLORS, FILLER, FLOORS, SHAPES, Scene, article
 from cds_nerf.shapes.training.loop import Worker, train
 
-STEPS, BATCH, LEARNING_RATE = 6000, 32, 8e-4
+STEPS, BATCH, LEARNING_RATE = 5200, 32, 8e-4
 SNR_LIMIT = 5.0
 """Of the min-SNR weights (arXiv 2303.09556)."""
 LEAST_WEIGHT = 0.1
@@ -42,13 +42,13 @@ def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with one token for each word of the world; words from elsewhere fall into letters."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words = [*itertools.chain(*ATTRIBUTES.values()), *FILLER, "an"]
+    words = [*itertools.chain(*ATTRIBUTES.values()), *FILLER]
     trainer = trainers.BpeTrainer(
         vocab_size=10_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
     )
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.train_from_iterator([" ".join(dict.fromkeys(words))], trainer)
+    tokenizer.train_from_iterator([" ".join(words)], trainer)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.model.save(folder)
         merges = (Path(folder) / "merges.txt").read_text("utf8").splitlines()[1:]
