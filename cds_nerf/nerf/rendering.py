@@ -49,8 +49,8 @@ def render_rays(
 ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
     """Render rays in the model's training mode, differentiably with respect to its parameters.
 
-    Each chunk of rays keeps no activations: its backward pass renders it again. The memory of both passes is that of
-    one chunk, whatever the image's size.
+    Each of several chunks of rays keeps no activations: its backward pass renders it again. The memory of both passes
+    is that of one chunk, whatever the image's size.
 
     Args:
         model: any ray-based nerfstudio model whose outputs have "rgb".
@@ -74,7 +74,7 @@ def render_rays(
     bounds = [len(rays) * chunk // chunks for chunk in range(chunks + 1)]
     colors, regularisers = [], []
     for start, end in pairwise(bounds):
-        if checkpointing and torch.is_grad_enabled():
+        if checkpointing and chunks > 1 and torch.is_grad_enabled():
             color, losses = checkpoint(render_chunk, start, end, use_reentrant=False)
         else:
             color, losses = render_chunk(start, end)

@@ -11,7 +11,7 @@ from cds_nerf.shapes.training.loop import Worker, train
 from cds_nerf.shapes.training.renders import SIZE, Renders, random_renders
 
 CROP_STEPS, CROP_BATCH, CROP_RATE = 3000, 32, 1.5e-3
-WHOLE_STEPS, WHOLE_BATCH, WHOLE_RATE = 2600, 16, 8e-4
+WHOLE_STEPS, WHOLE_BATCH, WHOLE_RATE = 1300, 16, 8e-4
 KL_WEIGHT = 5e-4
 BLURRED = 0.25
 """Share of the training images that are blurred, as the views of a field are."""
