@@ -39,7 +39,7 @@ def relevance_map(
         generator: draws the noise.
 
     Returns:
-        Relevance in 0..1, 1 where it is greatest.
+        Relevance in 0..1, 1 where it is greatest; 0 everywhere for prompts that the model cannot tell apart.
     """
     latents = latents.to(diffusion.device, diffusion.loss_dtype)
     total = torch.zeros_like(latents[:, :1])
@@ -54,4 +54,5 @@ def relevance_map(
             )
             total += (target - source).norm(dim=1, keepdim=True)
     smooth = F.avg_pool2d(total, 3, stride=1, padding=1, count_include_pad=False)
-    return (smooth / smooth.flatten().quantile(FULL_QUANTILE)).clamp(max=1)
+    full = smooth.flatten().quantile(FULL_QUANTILE)
+    return (smooth / full.clamp(min=torch.finfo(full.dtype).tiny)).clamp(max=1)
