@@ -1,10 +1,11 @@
 # `make test` on a machine with Python 3.10 to 3.12: builds .venv, then checks format, lint, types and tests.
+# `make demo` builds .venv as well, then makes a scene, edits it by text and says how good the edit is, offline.
 
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: test format-check lint types tests format benchmarks clean
+.PHONY: demo test format-check lint types tests format benchmarks clean
 
 test: format-check lint types tests
 
@@ -29,6 +30,9 @@ tests: $(BIN)/.installed
 format: $(BIN)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+demo: $(BIN)/.installed
+	$(BIN)/cds-nerf demo
 
 benchmarks: $(BIN)/.installed
 	$(BIN)/python benchmarks/guidance_cost.py

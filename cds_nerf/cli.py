@@ -11,9 +11,10 @@ import tyro
 
 from cds_nerf.errors import UserError
 from cds_nerf.image.command import EditImages
-from cds_nerf.shapes.command import MakeScene
+from cds_nerf.recipe.command import RunRecipe
+from cds_nerf.shapes.command import MakeScene, RunDemo
 
-COMMANDS: dict[str, Any] = {"image": EditImages, "make-scene": MakeScene}
+COMMANDS: dict[str, Any] = {"image": EditImages, "make-scene": MakeScene, "scene": RunRecipe, "demo": RunDemo}
 """Each subcommand: a dataclass of its options that imports no torch, with `EXAMPLES` for its help and `run() -> int`,
 which returns the exit status."""
 

@@ -62,7 +62,7 @@ def output_files(images: Sequence[Path], prompts: Sequence[str], output: Path) -
     taken: set[str] = set()
     for image in images:
         for prompt in prompts:
-            name = first = f"{image.stem}-{_slug(prompt)}"
+            name = first = f"{image.stem}-{slug(prompt)}"
             count = 1
             while name.casefold() in taken:
                 count += 1
@@ -78,5 +78,6 @@ def _images_among(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
+    """A prompt as a part of a file's name."""
     return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:SLUG_LENGTH].rstrip("-") or "edit"

@@ -49,8 +49,7 @@ def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
     Raises:
         UserError: if a value is missing, contradicts another, or names something that is not there.
     """
-    _check_device(config)
-    _check_numbers(config)
+    check_values(config)
     if config.pipeline.source_checkpoint is not None:  # --load-config gave a configuration that is complete
         return
     _take_prompt_alias(config)
@@ -70,6 +69,16 @@ def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
             f"{config.get_base_dir()} holds a run already: choose another --timestamp, "
             f"or continue it with --pipeline.resume-from {config.get_base_dir()}"
         )
+
+
+def check_values(config: CDSTrainerConfig) -> None:
+    """Check what can be checked without the source run and the diffusion model.
+
+    Raises:
+        UserError: if a device is not there, or a number is too small.
+    """
+    _check_device(config)
+    _check_numbers(config)
 
 
 def _check_device(config: CDSTrainerConfig) -> None:

@@ -1,0 +1,67 @@
+"""The quality of a scene's edit over its held-out views, where the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cds_nerf.evaluation.attributes import Words, share_kept, share_with_target
+from cds_nerf.evaluation.fidelity import outside, psnr
+
+
+@dataclass(frozen=True)
+class SceneQuality:
+    """How well views show the edited scene."""
+
+    psnr: float
+    """To the true edited views, in dB; the mean over the views."""
+    psnr_outside: float
+    """The same over the pixels in which neither the source's nor the target's object is, in dB."""
+    with_target: float
+    """Share of the views in which the classifier sees all of the target's words, in 0..1."""
+    kept: float
+    """Share of the views in which it sees the words that source and target have in common, in 0..1."""
+
+
+def scene_quality(
+    views: Float[Tensor, "views 3 height width"],
+    truth: Float[Tensor, "views 3 height width"],
+    source_masks: Float[Tensor, "views 1 height width"],
+    target_masks: Float[Tensor, "views 1 height width"],
+    seen: Sequence[Words],
+    source: Words,
+    target: Words,
+) -> SceneQuality:
+    """Measure the views of an edited field; those of the unedited one give what it has to beat.
+
+    Args:
+        views: renders of the held-out views, in 0..1.
+        truth: the true edited views, in 0..1.
+        source_masks: coverage by the object before the edit, in 0..1.
+        target_masks: coverage by the object after it, in 0..1.
+        seen: what the classifier sees in each view.
+        source: the words of the source's caption.
+        target: the words of the target's caption.
+    """
+    return SceneQuality(
+        psnr=psnr(views, truth).mean().item(),
+        psnr_outside=psnr(views, truth, outside(source_masks, target_masks)).nanmean().item(),
+        with_target=share_with_target(seen, target),
+        kept=share_kept(seen, source, target),
+    )
+
+
+def quality_table(rows: Mapping[str, SceneQuality]) -> str:
+    """A Markdown table, one row for each name."""
+    lines = [
+        "| | PSNR to the true edit | outside the object | shows the target | keeps the rest |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {row.psnr:.1f} dB | {row.psnr_outside:.1f} dB | {row.with_target:.0%} | {row.kept:.0%} |"
+        for name, row in rows.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""What a recipe may say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cds_nerf.errors import UserError
+from cds_nerf.shapes import prior_path
+
+BUNDLED = "shapes"
+"""What a recipe calls the bundled diffusion model."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One edit, from what was captured to the edited video. Relative paths start from the working directory."""
+
+    source_prompt: str
+    """Describes the scene as it is, such as "a photo of a fox"."""
+    target_prompt: str
+    """Describes the scene as it should become, such as "a photo of a wolf"."""
+    output: Path
+    """Folder for all that is made: the runs in cds-source/ and cds/, pictures of the held-out views in held_out/."""
+    capture: Path | None = None
+    """The data to reconstruct, as for ns-train's --data. Needed where source_run is not given."""
+    source_run: Path | None = None
+    """The folder of a run to edit; the source stage is left out then. Its data is taken from the capture, if given."""
+    diffusion: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """The diffusion model: a hub id, a diffusers folder, a .safetensors checkpoint, or "shapes" for the bundled one."""
+    name: str | None = None
+    """Of the edit, for its folders; by default made of the target prompt. Another name makes another edit."""
+    seed: int = 0
+    """Of both stages."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Options of `ns-train cds-source` by name, such as `pipeline.model.num-levels: 8`."""
+    edit: dict[str, Any] = field(default_factory=dict)
+    """Options of `ns-train cds` by name, such as `pipeline.guidance.w-cut: 30`."""
+
+    @property
+    def diffusion_model(self) -> str:
+        """The diffusion model as `ns-train cds` takes it."""
+        return str(prior_path()) if self.diffusion == BUNDLED else self.diffusion
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; its options of ns-train are left to `options`.
+
+    Raises:
+        UserError: if the file cannot be read, a key is unknown or missing, or a value cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf8"))
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the recipe {path} has no keys; it needs {', '.join(_needed())}")
+    try:
+        return _recipe(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The right name that a wrong one is nearest to, if any is near."""
+    return next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
+
+
+def way_out(name: str, names: Collection[str]) -> str:
+    """A question that names the nearest of the right names, or else all of them."""
+    close = nearest(name, names)
+    return f"did you mean {close}?" if close else f"there are {', '.join(names)}"
+
+
+def _needed() -> list[str]:
+    return [f.name for f in dataclasses.fields(Recipe) if f.default is f.default_factory is dataclasses.MISSING]
+
+
+def _recipe(content: dict[Any, Any]) -> Recipe:
+    keys = [f.name for f in dataclasses.fields(Recipe)]
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in keys:
+            raise UserError(f"{key!r} is no key of a recipe: {way_out(name, keys)}")
+        values[name] = _checked(name, value)
+    for name in _needed():
+        if name not in values:
+            raise UserError(f"{name} is missing")
+    recipe = Recipe(**{name: value for name, value in values.items() if value is not None})
+    if recipe.source_prompt == recipe.target_prompt:
+        raise UserError(
+            f"source_prompt and target_prompt are both {recipe.source_prompt!r}: there is nothing to change"
+        )
+    if recipe.capture is None and recipe.source_run is None:
+        raise UserError("capture is missing: give the data to reconstruct, or a source_run to edit")
+    if recipe.diffusion == BUNDLED and not prior_path().is_dir():
+        raise UserError(f"diffusion is {BUNDLED}, but this installation has no {prior_path()}")
+    return recipe
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A key's value as the recipe holds it; None where the key is there without one."""
+    if name in ("source", "edit"):
+        if not isinstance(value or {}, dict):
+            raise UserError(f"{name} is {value!r}; it must hold options, such as max-num-iterations: 300")
+        return value or {}
+    if name == "seed":
+        if type(value) is not int or not 0 <= value < 2**32:  # numpy takes no other
+            raise UserError(f"seed is {value!r}; it must be a whole number from 0 to 2^32 - 1")
+        return value
+    if name in ("capture", "source_run", "name") and value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name} is {value!r}; it must be a text")
+    if name == "name" and ("/" in value or value.startswith(".") or value == "source"):
+        raise UserError(f"name is {value!r}; it must be a folder's name, without / or a dot before it, and not source")
+    if name not in ("capture", "source_run", "output"):
+        return value
+    path = Path(value).expanduser()
+    if name != "output" and not path.exists():
+        raise UserError(f"{name} is {value}, which does not exist")
+    return path

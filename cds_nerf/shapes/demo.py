@@ -1,0 +1,164 @@
+"""The demo: a scene whose edit is known, edited by a recipe, and how good the edit is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+from cds_nerf.errors import UserError
+from cds_nerf.evaluation.contact_sheet import contact_sheet
+from cds_nerf.evaluation.scene_edit import SceneQuality, quality_table, scene_quality
+from cds_nerf.image.image_file import whole_file
+from cds_nerf.shapes.classifier import AttributeClassifier
+from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
+from cds_nerf.shapes.scene import ATTRIBUTES, parse_caption
+
+BUNDLED_RECIPE = Path(__file__).parent / "demo.yaml"
+"""The recipe that the demo follows unless it is given another."""
+SHEET_VIEWS = 6
+"""Held-out views on the contact sheet, at most."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One edit of one scene, and where everything of it is."""
+
+    capture: Capture
+    """Of the scene as it is."""
+    target: str
+    """Caption of what it becomes."""
+    output: Path
+    """Folder for all that is made."""
+    recipe: Mapping[str, Any]
+    """The keys of the recipe, complete."""
+
+    @classmethod
+    def of(cls, source: str, target: str, seed: int, output: Path, recipe: Path = BUNDLED_RECIPE) -> Demo:
+        """A demo, checked; what it is about goes into the recipe over what is there.
+
+        Raises:
+            UserError: if a caption is not of the world of shapes, both say the same, or the recipe cannot be read.
+        """
+        capture = Capture.of(source, seed=seed)
+        target = parse_caption(target).caption
+        if target == capture.caption:
+            raise UserError(f"source and target are both {target!r}: there is nothing to change")
+        try:
+            keys = yaml.safe_load(recipe.read_text("utf8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"the recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(keys, dict):
+            raise UserError(f"the recipe {recipe} has no keys")
+        own = {
+            "capture": str(output / "scene"),
+            "source_prompt": capture.caption,
+            "target_prompt": target,
+            "output": str(output),
+            "seed": seed,
+        }
+        return cls(capture, target, output, {"name": edit_name(target)} | keys | own)
+
+    @property
+    def scene(self) -> Path:
+        """Folder of the capture."""
+        return self.output / "scene"
+
+    @property
+    def name(self) -> str:
+        """Of the edit, for its folders."""
+        return str(self.recipe["name"])
+
+    def make_scene(self) -> None:
+        """Write the capture and the ground truth of the edit, where they are not there."""
+        write_capture(self.capture, self.scene)
+        write_ground_truth(self.capture, self.target, self.scene)
+
+    def follow_recipe(self) -> None:
+        """Write the recipe and follow it, in a process of its own, as `cds-nerf scene` does.
+
+        Raises:
+            UserError: if that does not end well; it has said why.
+        """
+        path = self.output / "recipe.yaml"
+        with whole_file(path) as file:
+            file.write_text(yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True), "utf8")
+        with subprocess.Popen([sys.executable, "-m", "cds_nerf.cli", "scene", str(path)]) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:  # which it gets as well, and saves what it has
+                process.wait()
+                raise
+        if status:
+            raise UserError(f"the demo stopped; the same command, or `cds-nerf scene {path}`, goes on from there")
+
+    def report(self, classifier: AttributeClassifier) -> dict[str, SceneQuality]:
+        """Write the contact sheet, the video and the numbers into `output/NAME`.
+
+        Args:
+            classifier: says what a view shows.
+
+        Returns:
+            The quality over all held-out views, before and after the edit.
+        """
+        folder, truth = self.output / self.name, self.scene / "edited" / edit_name(self.target)
+        fields = {"before": self.output / "held_out" / "source", "after": self.output / "held_out" / self.name}
+        files = sorted(path.name for path in fields["after"].glob("*.png"))
+        true_views = _read(truth / "images", files)
+        words = [
+            {name: getattr(parse_caption(caption), name) for name in ATTRIBUTES}
+            for caption in (self.capture.caption, self.target)
+        ]
+        quality = {}
+        for name, views in fields.items():
+            images = _read(views, files)
+            quality[name] = scene_quality(
+                images,
+                true_views,
+                _read(self.scene / "masks", files),
+                _read(truth / "masks", files),
+                classifier.classify(images),
+                *words,
+            )
+        with whole_file(folder / "quality.md") as file:
+            file.write_text(quality_table(quality) + "\n", "utf8")
+        with whole_file(folder / "quality.json") as file:
+            file.write_text(json.dumps({name: asdict(row) for name, row in quality.items()}, indent=2) + "\n", "utf8")
+
+        shown = files[:: max(len(files) // SHEET_VIEWS, 1)][:SHEET_VIEWS]
+        rows = {
+            f"before: {self.capture.caption}": fields["before"],
+            f"after: {self.target}": fields["after"],
+            "ground truth of the edit": truth / "images",
+        }
+        sheet = contact_sheet({label: [_open(views / file) for file in shown] for label, views in rows.items()})
+        with whole_file(folder / "contact_sheet.png") as file:
+            sheet.save(file, format="PNG")
+        video = self.output / "cds" / self.name / "before_after.mp4"
+        if video.exists():  # a recipe may have none
+            with whole_file(folder / video.name) as file:
+                shutil.copyfile(video, file)
+        return quality
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def _read(folder: Path, files: list[str]) -> Float[Tensor, "views channels height width"]:
+    """Pictures in 0..1."""
+    return torch.stack([to_tensor(_open(folder / file)) for file in files])
