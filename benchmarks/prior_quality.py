@@ -19,6 +19,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
+from cds_nerf.evaluation.fidelity import outside, psnr
 from cds_nerf.shapes import prior_path
 from cds_nerf.shapes.classifier import WEIGHTS, AttributeClassifier
 from cds_nerf.shapes.render import render
@@ -74,8 +75,10 @@ class PriorQuality:
         diffusion = LatentDiffusion.from_pretrained(self.prior)
         images = random_renders(504, HELD_OUT_SEED + 1).images / 255
         decoded = torch.cat([diffusion.decode(diffusion.encode(part)) for part in images.split(63)])
-        psnr = -10 * (decoded - images).square().mean(dim=(1, 2, 3)).log10()
-        print(f"autoencoder: {psnr.mean():.2f} dB, worst {psnr.min():.2f} dB, of {len(images)} held-out renders")
+        fidelity = psnr(decoded, images)
+        print(
+            f"autoencoder: {fidelity.mean():.2f} dB, worst {fidelity.min():.2f} dB, of {len(images)} held-out renders"
+        )
         self._save("reconstructions", torch.stack([images, decoded], dim=1)[:32].flatten(0, 1))
 
     def measure_samples(self) -> None:
@@ -122,14 +125,12 @@ class PriorQuality:
                 changed = list(ATTRIBUTES).index(name)
                 kept = hits[:, [i for i in range(len(ATTRIBUTES)) if i != changed]]
                 # The object's surroundings: not the pixels of its edge and its foot.
-                outside = 1 - F.max_pool2d(torch.stack(masks), 5, stride=1, padding=2).ceil()
-                error = ((edit.image - unedited).square() * outside).sum(dim=(1, 2, 3)) / (
-                    3 * outside.sum(dim=(1, 2, 3))
-                )
+                covered = F.max_pool2d(torch.stack(masks), 5, stride=1, padding=2)
+                fidelity = psnr(edit.image, unedited, outside(covered)).mean()
                 print(
                     f"edits of {name}, w_cut {w_cut:g}: target {hits[:, changed].float().mean():.0%}, "
                     f"rest kept {kept.float().mean():.1%} (both words {kept.all(dim=1).float().mean():.0%}), "
-                    f"outside {-10 * error.log10().mean():.1f} dB",
+                    f"outside {fidelity:.1f} dB",
                     flush=True,
                 )
                 self._save(
