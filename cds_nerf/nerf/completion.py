@@ -108,6 +108,7 @@ def _check_numbers(config: CDSTrainerConfig) -> None:
         ("pipeline", "rays_per_chunk"): 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
         ("pipeline", "steps_per_strip"): 1,
         ("pipeline", "orbit_frames"): 0,
+        ("pipeline", "w_keep"): 0,
     }
     for path, least_value in least.items():
         value = _at(config, path)

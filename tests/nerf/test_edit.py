@@ -78,13 +78,46 @@ def test_run_folder_holds_the_record_of_the_edit(edit_config, capsys):
     assert len(frames) == 3
     assert (frames[0].width, frames[0].height) == (2 * source.width, source.height)
     events = EventAccumulator(str(folder)).Reload()
-    terms = ("dds_loss", "cut_loss", "interlevel_loss", "distortion_loss")
+    terms = ("dds_loss", "cut_loss", "keep_loss", "interlevel_loss", "distortion_loss")
     assert {f"Train Loss Dict/{term}" for term in terms} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("Train Loss Dict/dds_loss")) == 4
     assert [image.step for image in events.Images("source | edit | gradient")] == [0, 2, 3]
     printed = capsys.readouterr()
     assert f"ns-viewer --load-config {folder / 'config.yml'}" in printed.out.replace("\n", "")
     assert "dds=" in printed.err and "cut=" in printed.err and "interlevel=" in printed.err
+
+
+def test_edit_acts_where_the_relevance_is_painted_white_alone(edit_config):
+    config = edit_config(max_num_iterations=1)
+    pipeline = run(config).pipeline
+    folder = config.get_base_dir() / "source" / "relevance"
+    pictures = sorted(folder.glob("*.png"))
+    assert len(pictures) == TRAINING_VIEWS
+
+    def gradient() -> float:
+        pipeline.zero_grad()
+        _, losses, _ = pipeline.get_train_loss_dict(step=0)
+        (losses["dds_loss"] + losses["cut_loss"]).backward()
+        return sum(float(p.grad.abs().sum()) for p in pipeline.model.field.parameters() if p.grad is not None)
+
+    assert gradient() > 0
+    for picture in pictures:
+        Image.new("L", Image.open(picture).size, 0).save(picture)
+    assert gradient() == 0
+
+
+def test_weight_0_keeps_nothing_and_acts_anywhere(edit_config):
+    config = edit_config(max_num_iterations=1)
+    pipeline = run(config).pipeline
+    _, losses, _ = pipeline.get_train_loss_dict(step=0)
+    assert losses["keep_loss"] > 0
+    config.pipeline.w_keep = 0
+    for picture in (config.get_base_dir() / "source" / "relevance").glob("*.png"):
+        Image.new("L", Image.open(picture).size, 0).save(picture)
+    _, losses, _ = pipeline.get_train_loss_dict(step=0)
+    assert "keep_loss" not in losses
+    losses["dds_loss"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in pipeline.model.field.parameters())
 
 
 def test_edited_run_opens_with_its_config_alone_and_shows_another_scene(edit_config, source_run):
