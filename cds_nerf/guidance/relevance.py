@@ -13,8 +13,10 @@ NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)
 """Fractions of the training timesteps at which the prompts' noise predictions are compared."""
 DRAWS = 2
 """Draws of noise at each level."""
-FULL_QUANTILE = 0.95
-"""Share of the map that is below full relevance."""
+PEAK_QUANTILE = 0.95
+"""Of the differences over the image: what counts as great."""
+RAMP = (0.3, 0.7)
+"""Fractions of the peak between which relevance rises from 0 to 1: the prompts differ a little everywhere."""
 
 
 @torch.no_grad()
@@ -25,11 +27,11 @@ def relevance_map(
     target_text: TextEmbedding,
     generator: Generator,
 ) -> Float[Tensor, "1 1 h w"]:
-    """How much the noise prediction at each latent depends on which of two prompts describes the image.
+    """Where the noise prediction depends on which of two prompts describes the image.
 
     After "Watch Your Steps" (arXiv 2308.08947, section 4.1): the magnitude of the difference of two noise predictions
     of the same noisy latents. Here both are text-conditioned, and the mean is taken over several levels and draws of
-    noise. It costs 16 UNet samples.
+    noise. It costs 16 UNet samples, 4 at a time.
 
     Args:
         diffusion: the model.
@@ -39,20 +41,22 @@ def relevance_map(
         generator: draws the noise.
 
     Returns:
-        Relevance in 0..1, 1 where it is greatest; 0 everywhere for prompts that the model cannot tell apart.
+        Relevance in 0..1: 1 where the prompts disagree much, 0 where they do not.
     """
     latents = latents.to(diffusion.device, diffusion.loss_dtype)
+    texts = (source_text, target_text)
+    embedding = torch.cat([text.conditional.expand(DRAWS, -1, -1) for text in texts])
+    pooled = [text.pooled_conditional.expand(DRAWS, -1) for text in texts if text.pooled_conditional is not None]
     total = torch.zeros_like(latents[:, :1])
     for level in NOISE_LEVELS:
-        timestep = torch.tensor([round(level * (len(diffusion.alphas_cumprod) - 1))])
-        for _ in range(DRAWS):
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            noisy = diffusion.add_noise(latents, noise, timestep)
-            source, target = (
-                diffusion.predict_noise(noisy, timestep, text.conditional, text.pooled_conditional)
-                for text in (source_text, target_text)
-            )
-            total += (target - source).norm(dim=1, keepdim=True)
+        timestep = torch.full((DRAWS,), round(level * (len(diffusion.alphas_cumprod) - 1)))
+        noise = torch.randn((DRAWS, *latents.shape[1:]), generator=generator).to(latents)
+        noisy = diffusion.add_noise(latents, noise, timestep)
+        source, target = diffusion.predict_noise(
+            noisy.repeat(2, 1, 1, 1), timestep.repeat(2), embedding, torch.cat(pooled) if pooled else None
+        ).split(DRAWS)
+        total += (target - source).norm(dim=1, keepdim=True).sum(dim=0)
     smooth = F.avg_pool2d(total, 3, stride=1, padding=1, count_include_pad=False)
-    full = smooth.flatten().quantile(FULL_QUANTILE)
-    return (smooth / full.clamp(min=torch.finfo(full.dtype).tiny)).clamp(max=1)
+    peak = smooth.flatten().quantile(PEAK_QUANTILE).clamp(min=torch.finfo(smooth.dtype).tiny)
+    low, high = RAMP
+    return ((smooth / peak - low) / (high - low)).clamp(0, 1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cds_nerf import TextEmbedding
-from cds_nerf.guidance.relevance import DRAWS, FULL_QUANTILE, NOISE_LEVELS, relevance_map
+from cds_nerf.guidance.relevance import DRAWS, NOISE_LEVELS, PEAK_QUANTILE, RAMP, relevance_map
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -22,8 +22,8 @@ def test_relevance_is_the_mean_difference_of_the_prompts_predictions(make_diffus
     for level in NOISE_LEVELS:
         timestep = torch.tensor([round(level * 999)])
         alpha = diffusion.alphas_cumprod[timestep]
-        for _ in range(DRAWS):
-            noisy = alpha.sqrt() * source + (1 - alpha).sqrt() * torch.randn(source.shape, generator=generator)
+        for noise in torch.randn((DRAWS, *source.shape[1:]), generator=generator):
+            noisy = alpha.sqrt() * source + (1 - alpha).sqrt() * noise
             with torch.no_grad():
                 one, other = (
                     diffusion.unet(noisy, timestep, text.conditional).sample for text in (source_text, target_text)
@@ -31,10 +31,11 @@ def test_relevance_is_the_mean_difference_of_the_prompts_predictions(make_diffus
             scale = alpha.sqrt() if prediction_type == "v_prediction" else 1.0
             differences.append(scale * (one - other).square().sum(dim=1, keepdim=True).sqrt())
     mean = F.avg_pool2d(torch.stack(differences).mean(dim=0), 3, stride=1, padding=1, count_include_pad=False)
-    expected = (mean / mean.quantile(FULL_QUANTILE)).clamp(max=1)
+    low, high = RAMP
+    expected = ((mean / mean.quantile(PEAK_QUANTILE) - low) / (high - low)).clamp(0, 1)
     assert relevance.shape == (1, 1, 14, 10)
-    assert torch.allclose(relevance, expected, rtol=1e-4)
-    assert 0 < relevance.min() < relevance.max() == 1
+    assert torch.allclose(relevance, expected, atol=1e-4)
+    assert 0 <= relevance.min() < relevance.max() == 1
 
 
 def test_prompts_that_the_model_cannot_tell_apart_leave_all_of_the_image(diffusion, latents) -> None:
