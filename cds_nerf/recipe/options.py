@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -82,9 +83,10 @@ def parse(words: list[str]) -> TrainerConfig:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             return tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[return-value]
     except SystemExit as error:
-        box = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", told.getvalue())
-        reason = re.split(r"─{8,}", box.split("\n", 1)[-1])[0]
-        raise UserError(f"ns-train {words[0]} does not take the options: {' '.join(reason.split())}") from error
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue())
+        lines = [line.strip(" │|") for line in plain.splitlines()[1:]]  # a box with a title, in Unicode or in ASCII
+        reason = itertools.takewhile(lambda line: line.strip("─-"), lines)
+        raise UserError(f"ns-train {words[0]} does not take the options: {' '.join(reason)}") from error
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -118,9 +120,11 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 def _nearest_option(name: str, names: Collection[str]) -> str:
     """A question that names the nearest option, by the whole name or by its last part."""
-    by_last = {full.rsplit(".", 1)[-1]: full for full in reversed(list(names))}
     last = name.rsplit(".", 1)[-1]
-    found = by_last.get(last) or nearest(name, names) or by_last.get(nearest(last, by_last) or "")
+    last_parts = {full.rsplit(".", 1)[-1] for full in names}
+    near_last = last if last in last_parts else nearest(last, last_parts)
+    alike = [full for full in names if full.rsplit(".", 1)[-1] == near_last]
+    found = nearest(name, alike, cutoff=0.0) or nearest(name, names)
     return f"did you mean {found}?" if found else "see its --help"
 
 

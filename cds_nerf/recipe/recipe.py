@@ -69,9 +69,9 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: {error}") from error
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The right name that a wrong one is nearest to, if any is near."""
-    return next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The right name that a wrong one is nearest to, if their likeness in 0..1 is at least the cutoff."""
+    return next(iter(get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
 def way_out(name: str, names: Collection[str]) -> str:
