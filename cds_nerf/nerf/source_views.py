@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from cds_nerf.nerf.pipeline import CDSPipeline
 
 
+def has_source_views(directory: Path) -> bool:
+    """Whether the source's views of a run folder are there, as a whole."""
+    return (directory / "source").exists()
+
+
 def load_source_latents(directory: Path, pipeline: CDSPipeline) -> list[Float[Tensor, "1 channels h w"]]:
     """The latents of the source's training views, one entry a view; rendered and written first if they are not there.
 
@@ -31,7 +36,7 @@ def load_source_latents(directory: Path, pipeline: CDSPipeline) -> list[Float[Te
         pipeline: of an edit that has done no step yet, if the folder has no `source`.
     """
     folder = directory / "source"
-    if not folder.exists():
+    if not has_source_views(directory):
         _write(directory / "source.partial", pipeline)
         (directory / "source.partial").rename(folder)
     latents = load_file(folder / "latents.safetensors")
