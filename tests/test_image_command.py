@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf.cli import main
-from cds_nerf.image import edit
+from cds_nerf.guidance.options import DiffusionOptions
+from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
 
 
@@ -69,6 +73,41 @@ def test_folders_globs_and_files_give_one_edit_each_and_no_name_collides(model: 
 def test_a_single_edit_can_be_given_its_file(model: str, photos: Path) -> None:
     assert image_command(model, "photos/cat.png", "--output", "there/pig.png") == 0
     assert files("there") == ["pig.png"]
+
+
+@pytest.mark.parametrize(("stem", "letter"), [("n" * 240, "p"), ("n" * 240, "深"), ("猫" * 80, "深")])
+def test_names_that_would_be_too_long_for_a_file_are_shortened(
+    model: str, photos: Path, stem: str, letter: str
+) -> None:
+    noise().save(f"{stem}.png")
+    targets = (letter * 300, letter * 301)
+    assert image_command(model, f"{stem}.png", "--plot", target=targets) == 0
+    assert len(files("edited")) == 4
+    assert all(name.startswith(stem[:30]) and letter * 20 in name for name in files("edited"))
+
+
+def test_too_little_memory_is_told(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 6144000000 bytes"),
+        MemoryError(),
+    ]
+    for error in errors:
+        monkeypatch.setattr(edit_file, "edit_image", raising(error))
+        assert image_command(model, "photos/cat.png") == 1
+        assert "photos/cat.png: cpu has too little memory for an edit of 48x32 pixels" in capsys.readouterr().err
+    monkeypatch.setattr(edit_file, "edit_image", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        image_command(model, "photos/cat.png")
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def test_existing_files_are_kept_unless_overwriting(
@@ -210,9 +249,19 @@ BAD_INPUT = {
     "truncated JPEG": (["cut.jpg"], {}, "the image cut.jpg cannot be read: image file is truncated"),
     "1x1 image": (["dot.png"], {}, "dot.png: the image is 1x1 pixels; each side must have at least 4"),
     "20000x10 image": (["line.png"], {}, "line.png: the image is 20000x10 pixels; one side may be at most 8 times"),
-    "empty prompt": (["photos"], {"target": ("a pig", "")}, "target_prompt is ''; it must say what the image shows"),
+    "empty prompt": (
+        ["photos"],
+        {"target": ("a pig", "")},
+        "target_prompt is ''; it must say what the image is to show",
+    ),
     "no prompt": (["photos"], {"target": ()}, "target_prompt is empty"),
     "same prompts": (["photos"], {"target": ("a cat",)}, "source_prompt and target_prompt are both 'a cat'"),
+    "same but for a space": (["photos"], {"target": ("a cat ",)}, "source_prompt and target_prompt are both 'a cat'"),
+    "prompt in an image's place": (
+        ["a cat, " * 60],
+        {},
+        f"there is no image {'a cat, ' * 11}a c...: File name too long",
+    ),
     "n_patches 0": (["photos", "--n-patches", "0"], {}, "n_patches is 0; it must be at least 1"),
     "patch larger than the features": (
         ["photos/cat.png", "--patch-sizes", "64"],
@@ -260,6 +309,15 @@ def test_a_mistake_is_told_in_one_line_with_status_1(
     assert len(lines) == 1
     assert lines[0].startswith(f"cds-nerf: {message}")
     assert not Path("edited").exists() or not files("edited")
+
+
+def test_what_needs_no_model_is_told_before_it_is_loaded(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiffusionOptions, "load", raising(AssertionError("the model was loaded")))
+    Image.new("RGB", (20000, 10)).save("line.png")
+    assert image_command("model", "line.png", "nowhere.png") == 1
+    assert capsys.readouterr().err.count("cds-nerf: ") == 2
 
 
 def test_help_has_examples_and_needs_no_torch() -> None:

@@ -10,6 +10,13 @@ from accelerate import cpu_offload_with_hook
 from cds_nerf.guidance.latent_diffusion import LatentDiffusion
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was too little memory, on a GPU or for the CPU."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # torch has no class for it
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
 def checkpoint_gradients(diffusion: LatentDiffusion) -> None:
     """Keep few activations of the passes that need gradients, and compute the others a second time.
 

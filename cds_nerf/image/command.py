@@ -17,8 +17,11 @@ from cds_nerf.guidance.options import DiffusionOptions
 from cds_nerf.image.image_file import read_image
 from cds_nerf.image.naming import find_images, output_files
 from cds_nerf.image.settings_check import check_descent, check_prompts, check_seed
+from cds_nerf.image.sizing import check_proportions
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from cds_nerf.guidance import LatentDiffusion
 
 INTERRUPTED = 130
@@ -107,12 +110,7 @@ class EditImages:
             if not wanted:
                 continue
             try:
-                image = read_image(path)
-                if mask is not None and mask.size != image.size:
-                    raise UserError(
-                        f"mask {self.mask} is {mask.width}x{mask.height} pixels and {path} is "
-                        f"{image.width}x{image.height}: they must be of one size"
-                    )
+                image = self._read(path, mask)
             except UserError as error:
                 status = _report(error)
                 continue
@@ -130,6 +128,21 @@ class EditImages:
                 if edit.interrupted:
                     return INTERRUPTED
         return status
+
+    def _read(self, path: Path, mask: Image.Image | None) -> Image.Image:
+        """An image, after the checks that need no model."""
+        image = read_image(path)
+        if not self.square:
+            try:
+                check_proportions(*image.size)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+        if mask is not None and mask.size != image.size:
+            raise UserError(
+                f"mask {self.mask} is {mask.width}x{mask.height} pixels and {path} is "
+                f"{image.width}x{image.height}: they must be of one size"
+            )
+        return image
 
     def _files(self, output: Path) -> dict[str, Path]:
         """What is written for an edit, by the field that asks for it."""

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
@@ -16,6 +15,7 @@ from torchvision.transforms.functional import to_tensor
 
 from cds_nerf.errors import UserError
 from cds_nerf.guidance import LatentDiffusion
+from cds_nerf.guidance.memory import is_out_of_memory
 from cds_nerf.image.edit import ImageEdit, as_pil, decode_within, edit_image
 from cds_nerf.image.image_file import whole_file, write_png
 from cds_nerf.image.latent_descent import DescentStep
@@ -54,8 +54,6 @@ def edit_file(
     """
     resolution = diffusion.native_size if options.resolution is None else options.resolution
     size = edit_size(*image.size, resolution, diffusion.image_multiple, options.square)
-    source = to_tensor(resize(image, size))
-    region = None if mask is None else _region(resize(mask, size))
     way: list[Tensor] = []
 
     def keep(step: DescentStep) -> None:
@@ -63,6 +61,8 @@ def edit_file(
             way.append(step.latents.clone())
 
     try:
+        source = to_tensor(resize(image, size))
+        region = None if mask is None else _region(resize(mask, size))
         edit = edit_image(
             source,
             options.source_prompt,
@@ -78,7 +78,9 @@ def edit_file(
         assert isinstance(edit.image, Tensor)  # as the source is
         result = as_pil(edit.image)
         pictures = [as_pil(decode_within(diffusion, latents, source[None], region)[0]) for latents in way]
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"{diffusion.device} has too little memory for an edit of {size[0]}x{size[1]} pixels: "
             "give a smaller --resolution, or see what saves memory in --help"

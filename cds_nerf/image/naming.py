@@ -12,6 +12,9 @@ from cds_nerf.image.image_file import SUFFIXES
 
 SLUG_LENGTH = 60
 """Letters of a prompt that go into a file's name, at most."""
+STEM_BYTES = 200
+"""Bytes that an image's and a prompt's part of a file's name have together, at most: file systems take 255, and a
+number, an ending and the temporary name of `whole_file` come to these."""
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:
@@ -25,7 +28,11 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for argument in arguments:
         path = Path(argument).expanduser()
-        if path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:  # a name that no file can have: a prompt in an image's place, most often
+            raise UserError(f"there is no image {argument[:80]}...: {error.strerror}") from error
+        if is_folder:
             images = _images_among(path.iterdir())
         elif any(letter in argument for letter in "*?[") and not path.exists():
             images = _images_among(map(Path, glob(str(path), recursive=True)))
@@ -62,7 +69,8 @@ def output_files(images: Sequence[Path], prompts: Sequence[str], output: Path) -
     taken: set[str] = set()
     for image in images:
         for prompt in prompts:
-            name = first = f"{image.stem}-{slug(prompt)}"
+            part = _shortened(slug(prompt), STEM_BYTES // 2)
+            name = first = f"{_shortened(image.stem, STEM_BYTES - len(part.encode()))}-{part}"
             count = 1
             while name.casefold() in taken:
                 count += 1
@@ -76,6 +84,11 @@ def _images_among(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
+
+
+def _shortened(name: str, length: int) -> str:
+    """As much of a name as fits into so many bytes."""
+    return name.encode(errors="surrogateescape")[:length].decode(errors="ignore")
 
 
 def slug(prompt: str) -> str:

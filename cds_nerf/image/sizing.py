@@ -10,6 +10,15 @@ LONGEST_RATIO = 8
 """Images longer than this many times their shorter side are refused: they would be resized to a giant."""
 
 
+def check_proportions(width: int, height: int) -> None:
+    """Raise a UserError where an image is too long to be edited in its own proportions, whatever the model."""
+    if max(width, height) > LONGEST_RATIO * min(width, height):
+        raise UserError(
+            f"the image is {width}x{height} pixels; one side may be at most {LONGEST_RATIO} times the other: "
+            "crop it, or edit it squashed to a square"
+        )
+
+
 def edit_size(width: int, height: int, resolution: int, multiple: int, square: bool = False) -> tuple[int, int]:
     """The width and height at which an image is edited: its own proportions, or nearly.
 
@@ -34,11 +43,7 @@ def edit_size(width: int, height: int, resolution: int, multiple: int, square: b
         raise UserError(f"the image is {width}x{height} pixels; each side must have at least {multiple}")
     if square:
         return resolution, resolution
-    if longer > LONGEST_RATIO * shorter:
-        raise UserError(
-            f"the image is {width}x{height} pixels; one side may be at most {LONGEST_RATIO} times the other: "
-            "crop it, or edit it squashed to a square"
-        )
+    check_proportions(width, height)
     long_side = round(longer * resolution / shorter / multiple) * multiple
     return (resolution, long_side) if width <= height else (long_side, resolution)
 

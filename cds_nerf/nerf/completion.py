@@ -153,6 +153,8 @@ def _take_source_run(config: CDSTrainerConfig, default: CDSTrainerConfig, source
     if hasattr(pipeline.model, "implementation") and not any(key.endswith("tcnn_encoding.params") for key in keys):
         pipeline.model.implementation = "torch"  # the source fell back to it, whatever its configuration says
 
+    parser = pipeline.datamanager.dataparser
+    typed_data = parser.data if parser.data != type(parser)().data else None
     pipeline.datamanager.dataparser = _typed_over(
         pipeline.datamanager.dataparser,
         default_pipeline.datamanager.dataparser,
@@ -161,7 +163,12 @@ def _take_source_run(config: CDSTrainerConfig, default: CDSTrainerConfig, source
     )
     if pipeline.datamanager.camera_res_scale_factor == default_pipeline.datamanager.camera_res_scale_factor:
         pipeline.datamanager.camera_res_scale_factor = source_pipeline.datamanager.camera_res_scale_factor
-    data = pipeline.datamanager.data or source_pipeline.datamanager.data or pipeline.datamanager.dataparser.data
+    data = (
+        pipeline.datamanager.data
+        or typed_data
+        or source_pipeline.datamanager.data
+        or pipeline.datamanager.dataparser.data
+    )
     if data is None or not data.exists():
         raise UserError(f"the data {data} of the source run is not there: give --data")
     config.data = pipeline.datamanager.data = data
@@ -207,8 +214,10 @@ def _take_resumed_run(config: CDSTrainerConfig, default: CDSTrainerConfig, direc
     """All of a run's own configuration, but for what `FREE_ON_RESUME` names."""
     if config.load_dir is not None or config.load_checkpoint is not None:
         raise UserError("--load-dir starts a new edit and --pipeline.resume-from continues one: give one of them")
-    if not directory.is_dir():
+    if not directory.exists():
         raise UserError(f"--pipeline.resume-from {directory} does not exist: give the folder of an interrupted edit")
+    within = (directory, *directory.resolve().parents[:2])  # where its config.yml or a checkpoint was given
+    directory = next((folder for folder in within if (folder / "config.yml").is_file()), directory)
     run = read_run_config(directory)
     if type(run) is not type(config) or run.pipeline.source_checkpoint is None:
         raise UserError(

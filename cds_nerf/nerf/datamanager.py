@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -11,6 +12,7 @@ from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+from cds_nerf.errors import UserError
 from cds_nerf.nerf.seeding import seed_for
 
 
@@ -30,6 +32,16 @@ class CDSDataManager(VanillaDataManager):
     """
 
     config: CDSDataManagerConfig
+
+    def __init__(self, config: CDSDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(config, *args, **kwargs)
+        except (OSError, AssertionError, LookupError, ValueError) as error:  # each dataparser has its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{type(config.dataparser).__name__.removesuffix('Config')} cannot read the data "
+                f"{config.data or config.dataparser.data} ({reason}): give the --data of the source run"
+            ) from error
 
     def setup_train(self) -> None:
         """Load the training photographs, but not for an edit."""

@@ -29,7 +29,7 @@ from cds_nerf.nerf.orbit import orbit_cameras
 from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
 from cds_nerf.nerf.seeding import seed_for
 from cds_nerf.nerf.source_run import read_checkpoint
-from cds_nerf.nerf.source_views import load_source_views
+from cds_nerf.nerf.source_views import has_source_views, load_source_views
 
 SOURCE_STEPS = 10**6
 """The model's own schedules see an edit's steps after this many, when all annealing is over."""
@@ -116,7 +116,22 @@ class CDSPipeline(VanillaPipeline):
         for parameter in self.model.get_param_groups().get("camera_opt", []):
             parameter.requires_grad_(False)
         compatibility.update_proposals_in_every_call(self.model)
+        if not has_source_views(directory):
+            self._rehearse()
         self.source = load_source_views(directory, self)
+
+    def _rehearse(self) -> None:
+        """Call the guidance once on empty latents: what it cannot take is told before all source views are rendered."""
+        diffusion = self.guidance.diffusion
+        sides = (int(side) // diffusion.image_multiple for side in (self.views[0].height, self.views[0].width))
+        latents = torch.zeros(1, diffusion.unet.config["in_channels"], *sides)
+        self.guidance(
+            latents,
+            latents.clone().requires_grad_(),
+            self.source_text,
+            self.target_text,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
 
     def render_view(self, index: int, seed: int) -> tuple[Float[Tensor, "3 height width"], dict[str, Tensor]]:
         """A training view at the guidance's resolution, in the model's training mode, and its ray regularisers."""
@@ -196,6 +211,7 @@ class CDSPipeline(VanillaPipeline):
             for key, value in loaded_state.items()
             if not key.startswith("_model.lpips.")  # AlexNet's, of plain nerfstudio runs
         }
+        self.model.update_to_step(SOURCE_STEPS + step)  # TensoRF's parameters grow with the steps
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not the model's" for key in state if key not in own]
@@ -210,14 +226,17 @@ class CDSPipeline(VanillaPipeline):
                 hint = "it was trained with tiny-cuda-nn, which is not installed here"
             more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
             raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
-        self.model.update_to_step(SOURCE_STEPS + step)
         self.load_state_dict(state)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The model's callbacks, which see a step at which all annealing is over."""
+        """The model's callbacks, which see a step at which all annealing is over.
+
+        Those for certain steps (TensoRF's refinements of its grid) were for the source's training.
+        """
         callbacks = super().get_training_callbacks(training_callback_attributes)
+        callbacks = [callback for callback in callbacks if callback.iters is None]
         for callback in callbacks:
             callback.func = partial(_call_late, callback.func)
         return callbacks

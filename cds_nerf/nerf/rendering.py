@@ -13,6 +13,8 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from cds_nerf.errors import UserError
+
 
 def rescale_camera(camera: Cameras, shorter_side: int, multiple: int) -> Cameras:
     """The camera with the same field of view at another size.
@@ -60,6 +62,9 @@ def render_rays(
 
     Returns:
         The image, and the model's own ray regularisers (see `ray_regularisers`), averaged over all rays.
+
+    Raises:
+        UserError: if the model's outputs have no "rgb".
     """
     height, width = rays.shape
     rays = rays.flatten()
@@ -67,6 +72,11 @@ def render_rays(
     def render_chunk(start: int, end: int) -> tuple[Tensor, dict[str, Tensor]]:
         # The model writes into the rays that it gets (near and far planes, pose corrections): a fresh slice each time.
         outputs = model(rays[start:end].to(model.device))
+        if "rgb" not in outputs:
+            raise UserError(
+                f"the source's {type(model).__name__} renders {', '.join(outputs)} but no rgb, which cds edits: "
+                "use a field of another method, such as nerfacto or cds-source"
+            )
         share = (end - start) / len(rays)
         return outputs["rgb"], {name: share * loss for name, loss in ray_regularisers(model, outputs).items()}
 

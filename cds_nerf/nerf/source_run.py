@@ -98,13 +98,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: if the file is no checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({str(error).splitlines()[0]}): is it whole?") from error
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the checkpoint {path} is not there, from which an edit starts until it has saved one of its own: "
+            "put it back, or start a new edit with --load-dir"
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({first_line}): is it whole, and one of nerfstudio's?"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"pipeline", "step"} <= checkpoint.keys():
+        raise UserError(f"{path} is no checkpoint of a nerfstudio run: give the nerfstudio_models folder of one")
+    return checkpoint
 
 
 def check_pose_normalisation(directory: Path, outputs: DataparserOutputs) -> bool:
-    """Whether a run wrote down how it normalised its poses; if so, these must be normalised alike.
+    """Whether a run has written down how it normalised its poses; if so, these must be normalised alike.
 
     Args:
         directory: the run folder.
@@ -116,7 +127,10 @@ def check_pose_normalisation(directory: Path, outputs: DataparserOutputs) -> boo
     path = directory / TRANSFORMS_FILE
     if not path.is_file():
         return False
-    written = json.loads(path.read_text())
+    try:
+        written = json.loads(path.read_text())
+    except json.JSONDecodeError:  # nerfstudio was killed while it wrote the file
+        return False
     same_transform = torch.allclose(torch.tensor(written["transform"]), outputs.dataparser_transform.cpu(), atol=1e-4)
     if same_transform and abs(written["scale"] / outputs.dataparser_scale - 1) < 1e-4:
         return True

@@ -51,6 +51,11 @@ class SourceViews:
             yield read_picture(picture)
 
 
+def has_source_views(directory: Path) -> bool:
+    """Whether the source's views of a run folder are there, as a whole."""
+    return (directory / "source").exists()
+
+
 def read_picture(path: Path) -> Float[Tensor, "channels height width"]:
     """A picture, in 0..1."""
     with Image.open(path) as picture:
@@ -68,7 +73,7 @@ def load_source_views(directory: Path, pipeline: CDSPipeline) -> SourceViews:
         pipeline: of an edit that has done no step yet, if the folder has no `source`.
     """
     folder = directory / "source"
-    if not folder.exists():
+    if not has_source_views(directory):
         _write(directory / "source.partial", pipeline)
         (directory / "source.partial").rename(folder)
     latents = load_file(folder / "latents.safetensors")

@@ -17,6 +17,7 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from cds_nerf.errors import UserError
@@ -26,6 +27,7 @@ from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
 from cds_nerf.nerf.record import Record
 from cds_nerf.nerf.seeding import repeatable_on_cpu
 from cds_nerf.nerf.source_run import check_pose_normalisation
+from cds_nerf.nerf.storage import write_failure
 
 
 def edit_optimizers() -> dict[str, Any]:
@@ -52,7 +54,8 @@ class CDSTrainerConfig(TrainerConfig):
     max_num_iterations: int | None = None  # type: ignore[assignment]
     """Edit steps; 1000, or as many as the run had that is resumed."""
     load_dir: Path | None = None
-    """The run to edit: its folder, or the nerfstudio_models in it. Its config.yml gives the model's settings."""
+    """The run to edit: its folder, the nerfstudio_models in it or a checkpoint file. Its config.yml gives the model's
+    settings."""
     load_step: int | None = None
     """The step of the checkpoint to edit; the newest if none is given."""
     prompt: str | None = None
@@ -90,17 +93,23 @@ class CDSTrainerConfig(TrainerConfig):
     def save_config(self) -> None:
         """Write `config.yml` under another name and rename it, so that there is a whole one at any moment."""
         path = self.get_base_dir() / "config.yml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(yaml.dump(self), "utf8")
-        partial.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(yaml.dump(self), "utf8")
+            partial.replace(path)
+        except OSError as error:
+            sys.exit(
+                f"cds: the run folder {path.parent} cannot be written ({error.strerror}): choose another --output-dir, "
+                "or make room"
+            )
         CONSOLE.log(f"Saved config to: {path}")
 
 
 class CDSTrainer(Trainer):
     """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
 
-    A mistake of the user's, or Ctrl-C, ends the program with a message and status 1.
+    A mistake of the user's, a limit of the machine's or Ctrl-C ends the program with a message and status 1.
     """
 
     config: CDSTrainerConfig
@@ -123,6 +132,10 @@ class CDSTrainer(Trainer):
                 "--pipeline.guidance-device cpu (or cuda:1), or, if the edit was under way, fewer "
                 f"--pipeline.rays-per-chunk; {resume}"
             )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if (failure := write_failure(error)) is None:
+                raise
+            sys.exit(f"cds: {failure}; with room on the disk, {resume}")
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the weights, check that the poses are the source's, and prepare the guidance."""
@@ -148,6 +161,7 @@ class CDSTrainer(Trainer):
         own = sorted(self.checkpoint_dir.glob("step-*.ckpt"))
         if not own:
             self.pipeline.load_source()
+            self.optimizers = self.setup_optimizers()  # TensoRF has other parameters after loading than before
             return
         self.config.load_checkpoint = own[-1]
         super()._load_checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -11,7 +12,11 @@ import pytest
 import torch
 import yaml
 from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.models.nerfacto import NerfactoModel
+from safetensors import SafetensorError
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT, run, write_capture
+
+from cds_nerf.nerf.pipeline import CDSPipeline
 
 
 @pytest.fixture
@@ -138,8 +143,89 @@ def test_other_pose_normalisation_is_refused(edit_config, tmp_path):
     assert "the poses are normalised otherwise than in" in message_of(edit_config(data=other))
 
 
-def test_unknown_pose_normalisation_is_warned_of(edit_config, run_copy, capsys):
-    (run_copy / "dataparser_transforms.json").unlink()
+def test_what_the_guidance_cannot_take_is_told_before_the_source_is_rendered(edit_config, monkeypatch):
+    monkeypatch.setattr(CDSPipeline, "render_still", lambda *_: pytest.fail("a view was rendered"))
+    assert "patch_sizes has 50" in message_of(edit_config(pipeline__guidance__patch_sizes=(1, 50)))
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_data_that_cannot_be_read_is_named(edit_config, tmp_path, content):
+    data = tmp_path / "scene"
+    data.mkdir()
+    if content is not None:
+        (data / "transforms.json").write_text(content)
+    message = message_of(edit_config(data=data))
+    assert re.search(rf"NerfstudioDataParser cannot read the data {data} \(.+\): give the --data of the sou", message)
+
+
+def test_data_given_to_the_dataparser_is_what_is_read(edit_config):
+    message = message_of(edit_config(pipeline__datamanager__dataparser__data=Path("/nodata")))
+    assert "the data /nodata of the source run is not there" in message
+
+
+def test_unwritable_output_is_named(edit_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = message_of(edit_config(output_dir=tmp_path / "file"))
+    assert re.search(r"the run folder .*/file/.* cannot be written \(Not a directory\).*--output-dir", message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/2: file"
+        ),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_told_with_the_way_on(edit_config, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("cds_nerf.nerf.trainer.Trainer.save_checkpoint", fail)
+    assert re.search(r"(No space left|disk is full).*goes on from .*--pipeline\.resume-from", message_of(edit_config()))
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(edit_config, monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "a bug")
+
+    monkeypatch.setattr("cds_nerf.nerf.trainer.Trainer.save_checkpoint", fail)
+    with pytest.raises(FileNotFoundError, match="a bug"):
+        run(edit_config())
+
+
+def test_file_that_is_no_nerfstudio_checkpoint_is_named(edit_config, run_copy):
+    (checkpoint,) = (run_copy / "nerfstudio_models").iterdir()
+    torch.save({"state_dict": {}}, checkpoint)
+    assert "is no checkpoint of a nerfstudio run" in message_of(edit_config(load_dir=checkpoint))
+    checkpoint.write_bytes(b"")
+    assert re.search(r"checkpoint .*\.ckpt cannot be read", message_of(edit_config(load_dir=checkpoint)))
+
+
+def test_model_without_rgb_is_named(edit_config, monkeypatch):
+    monkeypatch.setattr(NerfactoModel, "get_outputs", lambda *_: {"rgb_coarse": torch.zeros(1), "rgb_fine": None})
+    message = message_of(edit_config())
+    assert "the source's NerfactoModel renders rgb_coarse, rgb_fine but no rgb" in message
+
+
+def test_resumed_edit_whose_source_is_gone_before_its_first_checkpoint_says_so(edit_config, run_copy, monkeypatch):
+    config = edit_config(load_dir=run_copy)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CDSPipeline, "get_train_loss_dict", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(config)
+    shutil.rmtree(run_copy)
+    message = message_of(edit_config(load_dir=None, pipeline__resume_from=config.get_base_dir()))
+    assert re.search(r"the checkpoint .*\.ckpt is not there", message)
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_unknown_pose_normalisation_is_warned_of(edit_config, run_copy, capsys, cut_short):
+    if cut_short:  # by a kill
+        (run_copy / "dataparser_transforms.json").write_text("")
+    else:
+        (run_copy / "dataparser_transforms.json").unlink()
     run(edit_config(load_dir=run_copy))
     assert "has no dataparser_transforms.json" in " ".join(capsys.readouterr().out.split())
 
