@@ -33,7 +33,7 @@ class DiffusionOptions:
     vae_tiling: bool = False
     """Save memory: encode and decode large images tile by tile, with nearly the same result."""
     vae_slicing: bool = False
-    """Save memory: encode and decode the images of a batch one after the other."""
+    """Save memory: encode and decode the images of a batch one after the other; one edited alone needs it not."""
     cpu_offload: bool = False
     """Save memory: keep on the device only the part of the model that runs."""
 

@@ -32,14 +32,16 @@ SMALL_MODEL = {
 }
 
 
-def write_capture(folder: Path, views: int = VIEWS) -> Path:
+def write_capture(
+    folder: Path, views: int = VIEWS, camera_model: str = "OPENCV", mode: str = "RGB", masks: bool = False
+) -> Path:
     """Non-square photographs with lens distortion and intrinsics that differ from frame to frame."""
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     frames = []
     for index in range(views):
         pixels = random.integers(0, 255, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(folder / "images" / f"{index:03d}.png")
+        Image.fromarray(pixels).resize((WIDTH, HEIGHT)).convert(mode).save(folder / "images" / f"{index:03d}.png")
         angle = 2 * np.pi * index / views
         back = np.array([np.cos(angle), np.sin(angle), 0.5])
         back /= np.linalg.norm(back)
@@ -63,7 +65,12 @@ def write_capture(folder: Path, views: int = VIEWS) -> Path:
                 "p2": -0.002,
             }
         )
-    (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
+        if masks:
+            mask = Image.new("L", (WIDTH, HEIGHT), 255)
+            mask.paste(0, (0, 0, WIDTH // 2, HEIGHT // 2))
+            mask.save(folder / "mask.png")
+            frames[-1]["mask_path"] = "mask.png"
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": camera_model, "frames": frames}))
     return folder
 
 

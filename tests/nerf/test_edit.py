@@ -9,13 +9,16 @@ from typing import Any
 import av
 import pytest
 import torch
+from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from safetensors.torch import load_file
-from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, load_checkpoint, run
+from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, fresh, load_checkpoint, run, train_source, write_capture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cds_nerf.nerf.method import cds_source
 from cds_nerf.nerf.pipeline import CDSPipeline
 
 TRAINING_VIEWS = VIEWS
@@ -147,6 +150,40 @@ def test_edit_reads_no_photograph(edit_config, monkeypatch):
     run(edit_config())
 
 
+def test_capture_of_grey_fisheye_photographs_with_masks_is_edited(edit_config, tmp_path):
+    capture = write_capture(tmp_path / "grey fish", camera_model="OPENCV_FISHEYE", mode="L", masks=True)
+    source = train_source(fresh(cds_source.config), capture, tmp_path / "source")
+    config = edit_config(load_dir=source)
+    run(config)
+    assert len(list((config.get_base_dir() / "edited_views").glob("*.png"))) == TRAINING_VIEWS
+    assert all(value.isfinite().all() for value in load_checkpoint(config.get_base_dir())["pipeline"].values())
+
+
+def test_capture_of_a_single_photograph_is_edited(edit_config, tmp_path):
+    capture = write_capture(tmp_path / "scene", views=1)
+    config = fresh(cds_source.config)
+    parser = config.pipeline.datamanager.dataparser
+    parser.center_method, parser.orientation_method, parser.auto_scale_poses = "none", "none", False
+    edit = edit_config(load_dir=train_source(config, capture, tmp_path / "source"))
+    run(edit)
+    assert (edit.get_base_dir() / "before_after.mp4").exists()
+    assert all(value.isfinite().all() for value in load_checkpoint(edit.get_base_dir())["pipeline"].values())
+
+
+def test_field_of_another_method_whose_grids_grow_is_edited(edit_config, capture, tmp_path):
+    config = fresh(method_configs["tensorf"])
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
+    small = {"init_resolution": 8, "final_resolution": 12, "upsampling_iters": (2, 3), "num_samples": 8}
+    small |= {"num_uniform_samples": 8, "num_den_components": 2, "num_color_components": 2, "appearance_dim": 4}
+    source = train_source(config, capture, tmp_path / "source", **small)
+    edit = edit_config(load_dir=source, max_num_iterations=4)
+    run(edit)
+    before, after = load_checkpoint(source)["pipeline"], load_checkpoint(edit.get_base_dir())["pipeline"]
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert "_model.field.density_encoding.plane_coef" in changed
+    eval_setup(edit.get_base_dir() / "config.yml", test_mode="inference")
+
+
 def test_model_is_built_as_in_the_source_run(edit_config):
     config = edit_config(pipeline__model__eval_num_rays_per_chunk=77)
     config.set_timestamp()
@@ -165,10 +202,11 @@ def test_prompt_is_the_target_prompt(edit_config):
     assert same.pipeline.target_prompt == TARGET_PROMPT
 
 
-def test_run_folder_serves_as_load_dir_too(edit_config, source_run):
-    config = edit_config(load_dir=source_run)
+@pytest.mark.parametrize("part", ["", "nerfstudio_models/step-000000004.ckpt"])
+def test_run_folder_or_checkpoint_serves_as_load_dir_too(edit_config, source_run, part):
+    config = edit_config(load_dir=source_run / part)
     config.set_timestamp()
-    assert config.pipeline.source_checkpoint.parent == source_run / "nerfstudio_models"
+    assert config.pipeline.source_checkpoint == source_run / "nerfstudio_models" / "step-000000004.ckpt"
 
 
 def test_learning_rate_decays_over_the_steps_of_the_edit(edit_config):
@@ -258,6 +296,44 @@ def test_source_views_that_were_cut_short_are_made_again(edit_config, monkeypatc
     resumed = edit_config(load_dir=None, pipeline__resume_from=folder)
     run(resumed)
     assert len(load_file(folder / "source" / "latents.safetensors")) == TRAINING_VIEWS
+
+
+def test_record_that_was_cut_short_is_made_again(edit_config, monkeypatch):
+    whole, broken = edit_config(timestamp="whole"), edit_config(timestamp="broken")
+    run(whole)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CDSPipeline, "render_orbit", interrupted_orbit())
+        run(broken)
+    folder = broken.get_base_dir()
+    assert not (folder / "before_after.mp4").exists()
+    run(edit_config(load_dir=None, pipeline__resume_from=folder))
+    assert_equal_states(load_checkpoint(folder), load_checkpoint(whole.get_base_dir()))
+    kinds = ("edited_views/*.png", "strips/*.png", "source/**/*.png", "*.mp4")
+    made = [{path.name for kind in kinds for path in c.get_base_dir().glob(kind)} for c in (whole, broken)]
+    assert made[0] == made[1]
+    assert len(made[0]) > TRAINING_VIEWS
+
+
+def interrupted_orbit() -> Any:
+    """The source's orbit is rendered, that of the edit is interrupted."""
+    render_orbit, calls = CDSPipeline.render_orbit, []
+
+    def render(pipeline: CDSPipeline) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return render_orbit(pipeline)
+
+    return render
+
+
+@pytest.mark.parametrize("part", ["nerfstudio_models", "config.yml", "nerfstudio_models/step-000000002.ckpt"])
+def test_edit_is_resumed_by_what_is_in_its_folder_too(edit_config, part):
+    config = edit_config()
+    run(config)
+    resumed = edit_config(load_dir=None, pipeline__resume_from=config.get_base_dir() / part)
+    resumed.set_timestamp()
+    assert resumed.get_base_dir() == config.get_base_dir()
 
 
 def test_failed_checkpoint_leaves_the_last_one(edit_config, monkeypatch):
