@@ -53,7 +53,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     local diffusers folder or as a .safetensors checkpoint."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the Contrastive Denoising Score."""
-    w_keep: float = 1000.0
+    w_keep: float = 0.5
     """Weight of what keeps a view as the source's where both prompts agree about it; 0 lets the edit act anywhere."""
     guidance_resolution: int | None = None
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
@@ -174,7 +174,9 @@ class CDSPipeline(VanillaPipeline):
         losses = {"dds_loss": config.w_dds * out.dds_loss, "cut_loss": config.w_cut * out.cut_loss}
         if self.config.w_keep:
             difference = image - self.source.image(index).to(image)
-            losses["keep_loss"] = self.config.w_keep * ((1 - relevance) * difference.square()).mean()
+            # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
+            squares = ((1 - relevance) * difference.square()).sum()
+            losses["keep_loss"] = self.config.w_keep * 2000 / latents[0, 0].numel() * squares
         metrics = {
             "view": torch.tensor(index),
             "timestep": out.timestep[0],
