@@ -1,0 +1,36 @@
+"""One whole edit of a scene with the bundled model, by the demo's own path and settings, shortened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from cds_nerf import cli
+from cds_nerf.shapes.demo import BUNDLED_RECIPE
+
+
+@pytest.mark.slow
+def test_demo_turns_the_red_cube_blue_and_keeps_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load(BUNDLED_RECIPE.read_text("utf8"))
+    recipe["name"] = "blue"
+    recipe["source"]["max-num-iterations"] = 250
+    recipe["edit"] |= {"max-num-iterations": 40, "pipeline.orbit-frames": 4}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe), "utf8")
+    output = tmp_path / "demo"
+    assert cli.main(["demo", "--output", str(output), "--recipe", str(tmp_path / "short.yaml")]) == 0
+
+    quality = json.loads((output / "blue" / "quality.json").read_text("utf8"))
+    before, after = quality["before"], quality["after"]
+    assert before["with_target"] == 0
+    assert after["with_target"] >= 0.75
+    assert after["psnr"] > before["psnr"] + 3
+    assert after["psnr_outside"] > 20
+    with Image.open(output / "blue" / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height > 0
+    assert (output / "blue" / "before_after.mp4").stat().st_size > 0
+    printed = capfd.readouterr().out
+    assert "ns-viewer --load-config" in printed and "shows the target" in printed
