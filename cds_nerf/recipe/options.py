@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -83,10 +82,9 @@ def parse(words: list[str]) -> TrainerConfig:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             return tyro.cli(AnnotatedBaseConfigUnion, args=words)  # type: ignore[return-value]
     except SystemExit as error:
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue())
-        lines = [line.strip(" │|") for line in plain.splitlines()[1:]]  # a box with a title, in Unicode or in ASCII
-        reason = itertools.takewhile(lambda line: line.strip("─-"), lines)
-        raise UserError(f"ns-train {words[0]} does not take the options: {' '.join(reason)}") from error
+        # A title, the reason and hints, between rules; without colours and frames, as it goes to no terminal.
+        _, reason, *_ = [*re.split(r"\n\s*-{8,}\s*\n", told.getvalue()), ""]
+        raise UserError(f"ns-train {words[0]} does not take the options: {' '.join(reason.split())}") from error
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
