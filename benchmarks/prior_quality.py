@@ -50,7 +50,7 @@ class PriorQuality:
     """Of each image edit."""
     learning_rate: float = 0.0064
     """Of each image edit: on 16x16 latents what 0.1 is on Stable Diffusion's 64x64."""
-    w_cut: tuple[float, ...] = (0.0, 3.0, 100.0)
+    w_cut: tuple[float, ...] = (0.0, 100.0)
     """Weights of the contrastive loss to compare."""
     pictures: Path | None = None
     """Folder for pictures of all that is measured."""

@@ -48,7 +48,7 @@ class AttributeClassifier(nn.Module):
         """The bundled classifier, in evaluation mode."""
         classifier = cls()
         load_model(classifier, path)
-        return classifier.eval().requires_grad_(False)
+        return classifier.float().eval().requires_grad_(False)  # they are kept in half precision
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch words"]]:
         """Logits over the words of each attribute.
