@@ -46,11 +46,13 @@ class PriorQuality:
     """Of the samples."""
     edits: int = 50
     """Images edited in each attribute."""
-    steps: int = 60
+    edit_guidance_scale: float = 3.0
+    """Of the image edits; greater ones exaggerate colours."""
+    steps: int = 40
     """Of each image edit."""
-    learning_rate: float = 0.0064
-    """Of each image edit: on 16x16 latents what 0.1 is on Stable Diffusion's 64x64."""
-    w_cut: tuple[float, ...] = (0.0, 100.0)
+    learning_rate: float = 0.02
+    """Of each image edit."""
+    w_cut: tuple[float, ...] = (0.0, 15.0)
     """Weights of the contrastive loss to compare."""
     pictures: Path | None = None
     """Folder for pictures of all that is measured."""
@@ -107,7 +109,7 @@ class PriorQuality:
         """How often edits of held-out renders show the target and keep the rest."""
         diffusion = LatentDiffusion.from_pretrained(self.prior)
         for w_cut in self.w_cut:
-            config = CDSGuidanceConfig(w_cut=w_cut)
+            config = CDSGuidanceConfig(w_cut=w_cut, guidance_scale=self.edit_guidance_scale)
             for name in ATTRIBUTES:
                 sources, targets, images, masks = map(list, zip(*self._edit_cases(name), strict=True))
                 edit = edit_image(

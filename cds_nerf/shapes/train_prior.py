@@ -69,6 +69,9 @@ def _work(rank: int, command: TrainPrior) -> None:
             vae, text_encoder, tokenizer, unet, new_scheduler(), None, None, requires_safety_checker=False
         )
         pipeline.to(torch.float16).save_pretrained(worker.folder / "prior")
+        # transformers would open its part in the precision that it is kept in, diffusers opens the others in float32.
+        config = worker.folder / "prior" / "text_encoder" / "config.json"
+        config.write_text(config.read_text("utf8").replace('"dtype": "float16"', '"dtype": "float32"'), "utf8")
         save_model(classifier.half(), str(worker.folder / "classifier.safetensors"))
         print(f"wrote {worker.folder / 'prior'} and {worker.folder / 'classifier.safetensors'}")
 
