@@ -53,7 +53,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     local diffusers folder or as a .safetensors checkpoint."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the Contrastive Denoising Score."""
-    w_keep: float = 0.5
+    w_keep: float = 1.0
     """Weight of what keeps a view as the source's where both prompts agree about it; 0 lets the edit act anywhere."""
     guidance_resolution: int | None = None
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
