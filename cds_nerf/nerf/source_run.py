@@ -39,11 +39,16 @@ class SourceRun:
             step: the checkpoint's step; the newest without it.
 
         Raises:
-            UserError: if there is no such run, no checkpoint in it, or its `config.yml` cannot be read.
+            UserError: if there is no such run, no checkpoint in it, or its `config.yml` cannot be read; or a step is
+                given with a file.
         """
         if not location.exists():
             raise UserError(f"--load-dir {location} does not exist: give the folder of a finished run")
         if location.is_file():
+            if step is not None:
+                raise UserError(
+                    f"--load-step is {step}, but {location} is one checkpoint: give its run's folder, or no step"
+                )
             directory = location.parent.parent
             return cls(directory, read_run_config(directory), location)
         if (location / "config.yml").is_file():

@@ -51,6 +51,7 @@ def message_of(config) -> str:
         ({"pipeline__guidance_resolution": 18}, r"--pipeline\.guidance-resolution is 18.*multiples of 4.*such as 16"),
         ({"pipeline__guidance_resolution": 0}, r"--pipeline\.guidance-resolution is 0"),
         ({"pipeline__rays_per_chunk": 0}, r"--pipeline\.rays-per-chunk is 0"),
+        ({"pipeline__w_keep": -1.0}, r"--pipeline\.w-keep is -1"),
         ({"max_num_iterations": 0}, r"--max-num-iterations is 0"),
         ({"pipeline__diffusion": "/no/such/model"}, r"/no/such/model"),
         ({"pipeline__diffusion": "no such model"}, r"no such model"),
@@ -97,6 +98,11 @@ def test_limits_of_the_machine_are_explained(edit_config, monkeypatch, error, me
 
     monkeypatch.setattr("cds_nerf.nerf.pipeline.CDSPipeline.get_train_loss_dict", fail)
     assert re.search(message, message_of(edit_config()))
+
+
+def test_step_beside_a_checkpoint_file_is_named(edit_config, source_run):
+    (checkpoint,) = (source_run / "nerfstudio_models").iterdir()
+    assert "--load-step is 4" in message_of(edit_config(load_dir=checkpoint, load_step=4))
 
 
 def test_missing_config_is_named(edit_config, run_copy):
