@@ -1,4 +1,4 @@
-"""One whole edit of a scene with the bundled model, by the demo's own path and settings, shortened."""
+"""One whole edit of a scene with the bundled model, by the demo's own path and settings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cds_nerf.shapes.demo import BUNDLED_RECIPE
 def test_demo_turns_the_red_cube_blue_and_keeps_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = yaml.safe_load(BUNDLED_RECIPE.read_text("utf8"))
     recipe["name"] = "blue"
-    recipe["source"]["max-num-iterations"] = 250
-    recipe["edit"] |= {"max-num-iterations": 60, "pipeline.orbit-frames": 4}
+    recipe["source"]["max-num-iterations"] = 300
+    recipe["edit"]["pipeline.orbit-frames"] = 4
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe), "utf8")
     output = tmp_path / "demo"
     assert cli.main(["demo", "--output", str(output), "--recipe", str(tmp_path / "short.yaml")]) == 0
