@@ -14,7 +14,10 @@ from cds_nerf.shapes.demo import BUNDLED_RECIPE
 
 
 @pytest.mark.slow
-def test_demo_turns_the_red_cube_blue_and_keeps_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo_turns_the_red_cube_blue_and_keeps_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the stages' processes: sums in one order, however many cores
     recipe = yaml.safe_load(BUNDLED_RECIPE.read_text("utf8"))
     recipe["name"] = "blue"
     recipe["source"]["max-num-iterations"] = 300
