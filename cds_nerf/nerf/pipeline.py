@@ -159,8 +159,8 @@ class CDSPipeline(VanillaPipeline):
         image, regularisers = self.render_view(index, seed_for(self.seed, "rendering", step))
         # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
         latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
-        relevance = self.source.relevance(index).to(image)
         if self.config.w_keep:
+            relevance = self.source.relevance(index).to(image)
             latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
             latents.register_hook(lambda gradient: latent_relevance * gradient)
         out = self.guidance(

@@ -101,5 +101,4 @@ def test_image_edit_recolours_the_object_and_keeps_the_rest(judge: AttributeClas
     unedited = prior.decode(edit.source_latents)
     covered = torch.nn.functional.max_pool2d(torch.cat(masks), 5, stride=1, padding=2)
     fidelity = psnr(edit.image, unedited, outside(covered)).mean()
-    print(f"{fidelity:.1f} dB outside")
     assert fidelity > 26
