@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from cds_nerf.shapes.scene import ATTRIBUTES, COLORS, FILLER, FLOORS, SHAPES, Scene, article
 from cds_nerf.shapes.training.loop import Worker, train
 
-STEPS, BATCH, LEARNING_RATE = 3200, 32, 8e-4
+STEPS, BATCH, LEARNING_RATE = 8000, 32, 8e-4
 SNR_LIMIT = 5.0
 """Of the min-SNR weights (arXiv 2303.09556)."""
 LEAST_WEIGHT = 0.1
@@ -25,14 +25,14 @@ LEAST_WEIGHT = 0.1
 TOKENS = 16
 """Of a prompt, at the most, with its first and last token."""
 CAPTION_SHARES = {
-    "a photo of {a} {color} {shape} on a {floor} floor": 0.42,
+    "a photo of {a} {color} {shape} on a {floor} floor": 0.52,
     "{a} {color} {shape} on a {floor} floor": 0.12,
-    "a photo of {a} {color} {shape}": 0.08,
-    "{a} {color} {shape}": 0.05,
-    "a photo of a {shape} on a {floor} floor": 0.08,
-    "a {shape} on a {floor} floor": 0.05,
-    "a photo of a {shape}": 0.05,
-    "a photo of a {floor} floor": 0.05,
+    "a photo of {a} {color} {shape}": 0.05,
+    "{a} {color} {shape}": 0.04,
+    "a photo of a {shape} on a {floor} floor": 0.05,
+    "a {shape} on a {floor} floor": 0.04,
+    "a photo of a {shape}": 0.04,
+    "a photo of a {floor} floor": 0.04,
     "": 0.10,
 }
 """How often a render is captioned in each way."""
