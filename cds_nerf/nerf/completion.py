@@ -105,6 +105,7 @@ def _check_numbers(config: CDSTrainerConfig) -> None:
     least = {
         ("max_num_iterations",): 1,
         ("pipeline", "guidance_resolution"): 1,
+        ("pipeline", "draws_per_view"): 1,
         ("pipeline", "rays_per_chunk"): 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
         ("pipeline", "steps_per_strip"): 1,
         ("pipeline", "orbit_frames"): 0,

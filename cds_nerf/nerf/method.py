@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -15,6 +15,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.device import default_device
+from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 compatibility.apply()
@@ -28,6 +29,7 @@ cds = MethodSpecification(
 
 cds_source = MethodSpecification(
     config=TrainerConfig(
+        _target=ProgressTrainer,
         method_name="cds-source",
         max_num_iterations=30000,
         steps_per_save=2000,
@@ -56,6 +58,7 @@ cds_source = MethodSpecification(
                 ("camera_opt", 1e-3, 5000),
             )
         },
+        logging=LoggingConfig(local_writer=LocalWriterConfig(enable=False)),  # whose table the bar stands in for
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer",
     ),

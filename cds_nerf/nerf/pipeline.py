@@ -62,6 +62,9 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """Device of the diffusion model, such as cuda:1 or cpu; the field's if none is given."""
     guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the diffusion model; float16 on a GPU and float32 on a CPU if none is given."""
+    draws_per_view: int = 1
+    """Timesteps and noises of which each step takes the mean, for one render. More make a step steadier and slower, and
+    the diffusion model takes as many times the memory."""
     rays_per_chunk: int = 4096
     """Rays rendered at a time. Less takes less memory; only the draws of the sampling jitter change with it."""
     steps_per_strip: int = 100
@@ -124,7 +127,7 @@ class CDSPipeline(VanillaPipeline):
         """Call the guidance once on empty latents: what it cannot take is told before all source views are rendered."""
         diffusion = self.guidance.diffusion
         sides = (int(side) // diffusion.image_multiple for side in (self.views[0].height, self.views[0].width))
-        latents = torch.zeros(1, diffusion.unet.config["in_channels"], *sides)
+        latents = torch.zeros(self.config.draws_per_view, diffusion.unet.config["in_channels"], *sides)
         self.guidance(
             latents,
             latents.clone().requires_grad_(),
@@ -157,21 +160,25 @@ class CDSPipeline(VanillaPipeline):
         """The guidance's losses of one view and the model's ray regularisers. All draws follow from seed and step."""
         index = self.datamanager.next_view(step, self.seed)
         image, regularisers = self.render_view(index, seed_for(self.seed, "rendering", step))
-        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
-        latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
+        acting = image
         if self.config.w_keep:
             relevance = self.source.relevance(index).to(image)
+            acting = torch.lerp(image.detach(), image, relevance)  # the same picture, its gradient weighted
+        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
+        latents = checkpoint(self.guidance.diffusion.encode, acting[None], use_reentrant=False)
+        if self.config.w_keep:
             latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
             latents.register_hook(lambda gradient: latent_relevance * gradient)
+        draws = self.config.draws_per_view
         out = self.guidance(
-            self.source.latents[index],
-            latents,
+            self.source.latents[index].expand(draws, -1, -1, -1),
+            latents.expand(draws, -1, -1, -1),
             self.source_text,
             self.target_text,
             generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
         )
         config = self.guidance.config
-        losses = {"dds_loss": config.w_dds * out.dds_loss, "cut_loss": config.w_cut * out.cut_loss}
+        losses = {"dds_loss": config.w_dds * out.dds_loss / draws, "cut_loss": config.w_cut * out.cut_loss / draws}
         if self.config.w_keep:
             difference = image - self.source.image(index).to(image)
             # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
@@ -179,7 +186,7 @@ class CDSPipeline(VanillaPipeline):
             losses["keep_loss"] = self.config.w_keep * 2000 / latents[0, 0].numel() * squares
         metrics = {
             "view": torch.tensor(index),
-            "timestep": out.timestep[0],
+            "timestep": out.timestep.float().mean(),
             "gradient": out.gradient.square().mean().sqrt(),
         }
         return {}, {name: loss.to(self.device) for name, loss in losses.items()} | regularisers, metrics

@@ -65,8 +65,8 @@ def read_picture(path: Path) -> Float[Tensor, "channels height width"]:
 def load_source_views(directory: Path, pipeline: CDSPipeline) -> SourceViews:
     """The source's views; rendered and written first if they are not there.
 
-    `directory/source` gets the latents (`latents.safetensors`), the views, their relevance and the orbit as pictures.
-    It is written under another name and renamed, so that it is whole where it exists.
+    `directory/source` gets the latents (`latents.safetensors`), and pictures of the views, of their relevance (unless
+    `w_keep` is 0) and of the orbit. It is written under another name and renamed, so that it is whole where it exists.
 
     Args:
         directory: the run folder.
@@ -91,16 +91,17 @@ def _write(folder: Path, pipeline: CDSPipeline) -> None:
         image = pipeline.render_still(index)
         latents[f"{index:05d}"] = diffusion.encode(image[None]).cpu()
         save_image(image, folder / "views" / f"{index:05d}.png")
-        relevance = relevance_map(
-            diffusion,
-            latents[f"{index:05d}"],
-            pipeline.source_text,
-            pipeline.target_text,
-            torch.Generator().manual_seed(seed_for(pipeline.seed, "relevance", index)),
-        )
-        to_pil_image(F.interpolate(relevance, image.shape[1:], mode="bilinear")[0].cpu()).save(
-            folder / "relevance" / f"{index:05d}.png"
-        )
+        if pipeline.config.w_keep:
+            relevance = relevance_map(
+                diffusion,
+                latents[f"{index:05d}"],
+                pipeline.source_text,
+                pipeline.target_text,
+                torch.Generator().manual_seed(seed_for(pipeline.seed, "relevance", index)),
+            )
+            to_pil_image(F.interpolate(relevance, image.shape[1:], mode="bilinear")[0].cpu()).save(
+                folder / "relevance" / f"{index:05d}.png"
+            )
     for index, image in enumerate(tqdm(pipeline.render_orbit(), "Source orbit", len(pipeline.orbit), unit="frame")):
         save_image(image, folder / "orbit" / f"{index:05d}.png")
     save_file(latents, folder / "latents.safetensors")

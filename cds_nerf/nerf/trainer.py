@@ -15,15 +15,15 @@ import yaml
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
-from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.completion import DEFAULT_ITERATIONS, complete
 from cds_nerf.nerf.device import default_device
 from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
+from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.nerf.record import Record
 from cds_nerf.nerf.seeding import repeatable_on_cpu
 from cds_nerf.nerf.source_run import check_pose_normalisation
@@ -106,7 +106,7 @@ class CDSTrainerConfig(TrainerConfig):
         CONSOLE.log(f"Saved config to: {path}")
 
 
-class CDSTrainer(Trainer):
+class CDSTrainer(ProgressTrainer):
     """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
 
     A mistake of the user's, a limit of the machine's or Ctrl-C ends the program with a message and status 1.
@@ -114,6 +114,7 @@ class CDSTrainer(Trainer):
 
     config: CDSTrainerConfig
     pipeline: CDSPipeline
+    activity = "Editing"
 
     @contextmanager
     def _plain_ending(self) -> Iterator[None]:
@@ -176,21 +177,12 @@ class CDSTrainer(Trainer):
         elif self._start_step:
             CONSOLE.print(f"Going on at step {self._start_step} of {total}.")
         self.step = self._start_step - 1
-        self.progress = tqdm(total=total, initial=self._start_step, desc="Editing", unit="step")
         self.config.max_num_iterations = max(total - self._start_step, 0)  # nerfstudio counts from the start step
         try:
-            with self._plain_ending(), self.progress, repeatable_on_cpu(self.device):
+            with self._plain_ending(), repeatable_on_cpu(self.device):
                 super().train()
         finally:
             self.config.max_num_iterations = total
-
-    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        """One step, on the progress bar with its losses."""
-        loss, losses, metrics = super().train_iteration(step)
-        losses = {name: value.detach() for name, value in losses.items()}
-        self.progress.set_postfix({name.removesuffix("_loss"): f"{value.item():.3g}" for name, value in losses.items()})
-        self.progress.update()
-        return loss.detach(), losses, metrics
 
     def save_checkpoint(self, step: int) -> None:
         """Write the checkpoint into a folder beside the checkpoints and move it there, so that each is whole.
@@ -214,10 +206,6 @@ class CDSTrainer(Trainer):
             for checkpoint in final.glob("*.ckpt"):
                 if checkpoint != saved:
                     checkpoint.unlink()
-
-    def _after_train(self) -> None:
-        self.progress.close()
-        super()._after_train()
 
     def _train_complete_viewer(self) -> None:
         with suppress(KeyboardInterrupt):  # which is how the user is told to quit it

@@ -50,7 +50,8 @@ class Demo:
         """A demo, checked; what it is about goes into the recipe over what is there.
 
         Raises:
-            UserError: if a caption is not of the world of shapes, both say the same, or the recipe cannot be read.
+            UserError: if a caption is not of the world of shapes, both say the same, or the recipe cannot be read or
+                has a source of its own.
         """
         capture = Capture.of(source, seed=seed)
         target = parse_caption(target).caption
@@ -62,6 +63,11 @@ class Demo:
             raise UserError(f"the recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(keys, dict):
             raise UserError(f"the recipe {recipe} has no keys")
+        if "source_run" in keys:
+            raise UserError(
+                f"the recipe {recipe} has a source_run, but the demo reconstructs its own scene: leave it out, or run "
+                f"`cds-nerf scene {recipe}`"
+            )
         own = {
             "capture": str(output / "scene"),
             "source_prompt": capture.caption,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, fresh, load_checkpoint, run, train_source, write_capture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cds_nerf import CDSGuidance
 from cds_nerf.nerf.method import cds_source
 from cds_nerf.nerf.pipeline import CDSPipeline
 
@@ -109,14 +110,48 @@ def test_edit_acts_where_the_relevance_is_painted_white_alone(edit_config):
     assert gradient() == 0
 
 
-def test_weight_0_keeps_nothing_and_acts_anywhere(edit_config):
+def test_guidance_pulls_at_no_pixel_outside_of_what_is_painted_white(edit_config, monkeypatch):
     config = edit_config(max_num_iterations=1)
     pipeline = run(config).pipeline
-    _, losses, _ = pipeline.get_train_loss_dict(step=0)
-    assert losses["keep_loss"] > 0
-    config.pipeline.w_keep = 0
     for picture in (config.get_base_dir() / "source" / "relevance").glob("*.png"):
-        Image.new("L", Image.open(picture).size, 0).save(picture)
+        painted = Image.new("L", Image.open(picture).size, 0)
+        painted.paste(255, (0, 0, painted.width // 2, painted.height))
+        painted.save(picture)
+    image, regularisers = pipeline.render_view(pipeline.datamanager.next_view(0, pipeline.seed), seed=0)
+    image.retain_grad()
+    monkeypatch.setattr(pipeline, "render_view", lambda index, seed: (image, regularisers))
+    _, losses, _ = pipeline.get_train_loss_dict(step=0)
+    (losses["dds_loss"] + losses["cut_loss"]).backward()
+    left, right = image.grad.tensor_split(2, dim=2)
+    assert left.abs().sum() > 0 and right.abs().sum() == 0
+
+
+def test_step_takes_the_mean_over_its_draws(edit_config, monkeypatch):
+    config = edit_config(max_num_iterations=1)
+    config.pipeline.draws_per_view = 3
+    pipeline = run(config).pipeline
+    calls, call = [], CDSGuidance.__call__
+
+    def spy(self, source_latents, target_latents, *args, **kwargs):
+        calls.append((target_latents, call(self, source_latents, target_latents, *args, **kwargs)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(CDSGuidance, "__call__", spy)
+    _, losses, _ = pipeline.get_train_loss_dict(step=0)
+    ((latents, out),) = calls
+    assert len(out.timestep) == 3 and len(set(out.timestep.tolist())) > 1
+    expected = (2000 * latents * out.gradient / latents[0, 0].numel()).sum(dim=(1, 2, 3)).mean()
+    assert losses["dds_loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses["cut_loss"].item() == pytest.approx(
+        config.pipeline.guidance.w_cut * out.cut_loss.item() / 3, rel=1e-4
+    )
+
+
+def test_weight_0_keeps_nothing_and_acts_anywhere(edit_config):
+    config = edit_config(max_num_iterations=1)
+    config.pipeline.w_keep = 0
+    pipeline = run(config).pipeline
+    assert not list((config.get_base_dir() / "source" / "relevance").glob("*"))
     _, losses, _ = pipeline.get_train_loss_dict(step=0)
     assert "keep_loss" not in losses
     losses["dds_loss"].backward()

@@ -35,6 +35,13 @@ def test_mistakes(source, target, told):
         Demo.of(source, target, 0, Path("out"))
 
 
+def test_recipe_with_a_source_of_its_own_is_refused(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(BUNDLED_RECIPE.read_text()) | {"source_run": "outputs/fox"}))
+    with pytest.raises(UserError, match=r"mine\.yaml has a source_run.*cds-nerf scene"):
+        Demo.of("a red cube on a gray floor", "a blue cube on a gray floor", 0, Path("out"), recipe)
+
+
 @pytest.mark.parametrize("command", ["make-scene", "scene", "demo"])
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit):
