@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Generator, Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -42,22 +39,16 @@ def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with one token for each word of the world; words from elsewhere fall into letters."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words = [*itertools.chain(*ATTRIBUTES.values()), *FILLER]
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.train_from_iterator([" ".join(words)], trainer)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.model.save(folder)
-        merges = (Path(folder) / "merges.txt").read_text("utf8").splitlines()[1:]
-    joined = [merge.replace(" ", "") for merge in merges]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *alphabet, *dict.fromkeys(j for j in joined if j not in alphabet)]
+    merges: dict[tuple[str, str], str] = {}
+    # Longer words first: earlier merges win, and those of "red" would break up "checkered".
+    for word in sorted((*itertools.chain(*ATTRIBUTES.values()), *FILLER), key=len, reverse=True):
+        start, *rest = (*word[:-1], f"{word[-1]}</w>")
+        for letter in rest:
+            merges[start, letter] = start + letter
+            start += letter
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *merges.values()]
     return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(vocabulary)},
-        merges=[tuple(merge.split(" ")) for merge in merges],
-        model_max_length=TOKENS,
+        vocab={token: index for index, token in enumerate(tokens)}, merges=list(merges), model_max_length=TOKENS
     )
 
 
