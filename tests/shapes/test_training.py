@@ -61,6 +61,16 @@ def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
     assert torch.equal(first.layer.weight, again.layer.weight)
 
 
+def test_every_step_of_every_worker_draws_anew(tmp_path: Path) -> None:
+    workers = [Worker(rank, 2, tmp_path, seed=0) for rank in range(2)]
+    draws = {
+        torch.randn(2, generator=worker.generator("denoiser", step)).sum().item()
+        for worker in workers
+        for step in range(2000)
+    }
+    assert len(draws) > 3990  # of 4000; floats may coincide
+
+
 def test_each_word_of_the_world_is_one_token() -> None:
     tokenizer = make_tokenizer()
     words = [word for values in ATTRIBUTES.values() for word in values] + [*FILLER]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -47,8 +48,9 @@ class Worker:
 
     def generator(self, stage: str, step: int) -> Generator:
         """Random numbers that depend on the seed, the stage, the step and the worker alone."""
-        key = f"{self.seed}/{stage}/{step}/{self.rank}"
-        return Generator().manual_seed(int.from_bytes(key.encode(), "big") % (2**63 - 25))
+        # Hashed, because a CPU's generator looks at a seed's last 32 bits alone.
+        digest = hashlib.sha256(f"{self.seed}/{stage}/{step}/{self.rank}".encode()).digest()
+        return Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def train(
