@@ -61,8 +61,8 @@ class SceneQualityBenchmark:
                 print(f"| {target} | {name} | {' | '.join(cells)} |")
 
     def _demos(self, seed: int, recipe: dict, weights: object) -> Iterator[None]:
-        for target in self.targets:
-            for weight in weights:  # type: ignore[attr-defined]
+        for weight in weights:  # type: ignore[attr-defined]
+            for target in self.targets:
                 folder = self._folder(seed, target, weight)
                 if not (folder / "quality.json").exists():
                     own = self.output / f"{seed}-{folder.name}.yaml"
