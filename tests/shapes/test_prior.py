@@ -74,7 +74,7 @@ def test_stable_diffusion_pipeline_samples_what_captions_say(judge: AttributeCla
         one == {name: getattr(scene, name) for name in ATTRIBUTES}
         for one, scene in zip(judge.classify(images), scenes, strict=True)
     ]
-    assert sum(right) >= len(scenes) - 2
+    assert sum(right) >= len(scenes) - 1
 
 
 @pytest.mark.slow
@@ -101,4 +101,4 @@ def test_image_edit_recolours_the_object_and_keeps_the_rest(judge: AttributeClas
     unedited = prior.decode(edit.source_latents)
     covered = torch.nn.functional.max_pool2d(torch.cat(masks), 5, stride=1, padding=2)
     fidelity = psnr(edit.image, unedited, outside(covered)).mean()
-    assert fidelity > 26
+    assert fidelity > 30
