@@ -46,6 +46,8 @@ class PriorQuality:
     """Of the samples."""
     edits: int = 50
     """Images edited in each attribute."""
+    attributes: tuple[str, ...] = tuple(ATTRIBUTES)
+    """What is edited."""
     edit_guidance_scale: float = 3.0
     """Of the image edits; greater ones exaggerate colours."""
     steps: int = 40
@@ -110,7 +112,7 @@ class PriorQuality:
         diffusion = LatentDiffusion.from_pretrained(self.prior)
         for w_cut in self.w_cut:
             config = CDSGuidanceConfig(w_cut=w_cut, guidance_scale=self.edit_guidance_scale)
-            for name in ATTRIBUTES:
+            for name in self.attributes:
                 sources, targets, images, masks = map(list, zip(*self._edit_cases(name), strict=True))
                 edit = edit_image(
                     torch.stack(images),

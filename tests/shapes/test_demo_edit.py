@@ -20,11 +20,10 @@ def test_demo_turns_the_red_cube_blue_and_keeps_the_rest(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the stages' processes: sums in one order, however many cores
     recipe = yaml.safe_load(BUNDLED_RECIPE.read_text("utf8"))
     recipe["name"] = "blue"
-    recipe["source"]["max-num-iterations"] = 300
     recipe["edit"]["pipeline.orbit-frames"] = 4
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe), "utf8")
+    (tmp_path / "blue.yaml").write_text(yaml.safe_dump(recipe), "utf8")
     output = tmp_path / "demo"
-    assert cli.main(["demo", "--output", str(output), "--recipe", str(tmp_path / "short.yaml")]) == 0
+    assert cli.main(["demo", "--output", str(output), "--recipe", str(tmp_path / "blue.yaml")]) == 0
 
     quality = json.loads((output / "blue" / "quality.json").read_text("utf8"))
     before, after = quality["before"], quality["after"]
