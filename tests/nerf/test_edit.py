@@ -121,6 +121,7 @@ def test_guidance_pulls_at_no_pixel_outside_of_what_is_painted_white(edit_config
     image.retain_grad()
     monkeypatch.setattr(pipeline, "render_view", lambda index, seed: (image, regularisers))
     _, losses, _ = pipeline.get_train_loss_dict(step=0)
+    assert losses["keep_loss"] > 0
     (losses["dds_loss"] + losses["cut_loss"]).backward()
     left, right = image.grad.tensor_split(2, dim=2)
     assert left.abs().sum() > 0 and right.abs().sum() == 0
