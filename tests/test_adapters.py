@@ -126,7 +126,7 @@ def test_a_lora_that_does_not_fit_is_named(
 
 def test_loras_without_peft_say_what_to_install(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
-    with pytest.raises(UserError, match="pip install peft"):
+    with pytest.raises(UserError, match=r"pip install .cds-nerf\[lora\]"):
         LatentDiffusion.from_pretrained(folders["SD"], loras=["a.safetensors"])
 
 

@@ -29,7 +29,7 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
     if not loras:
         return
     if not is_peft_available():
-        raise UserError("LoRAs need the package peft: `pip install peft`")
+        raise UserError("LoRAs need the package peft: `pip install 'cds-nerf[lora]'`")
     pipeline = _as_pipeline(parts)
     scales: dict[str, float] = {}
     for index, lora in enumerate(loras):

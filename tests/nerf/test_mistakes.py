@@ -189,7 +189,7 @@ def test_full_disk_is_told_with_the_way_on(edit_config, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("cds_nerf.nerf.trainer.Trainer.save_checkpoint", fail)
+    monkeypatch.setattr("nerfstudio.engine.trainer.Trainer.save_checkpoint", fail)
     assert re.search(r"(No space left|disk is full).*goes on from .*--pipeline\.resume-from", message_of(edit_config()))
 
 
@@ -197,7 +197,7 @@ def test_other_failures_are_not_taken_for_a_full_disk(edit_config, monkeypatch):
     def fail(*_, **__):
         raise FileNotFoundError(errno.ENOENT, "a bug")
 
-    monkeypatch.setattr("cds_nerf.nerf.trainer.Trainer.save_checkpoint", fail)
+    monkeypatch.setattr("nerfstudio.engine.trainer.Trainer.save_checkpoint", fail)
     with pytest.raises(FileNotFoundError, match="a bug"):
         run(edit_config())
 
