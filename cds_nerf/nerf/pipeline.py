@@ -27,6 +27,7 @@ from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
 from cds_nerf.nerf.orbit import orbit_cameras
 from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
+from cds_nerf.nerf.saturation import free_saturated_colors
 from cds_nerf.nerf.seeding import seed_for
 from cds_nerf.nerf.source_run import read_checkpoint
 from cds_nerf.nerf.source_views import has_source_views, load_source_views
@@ -119,6 +120,7 @@ class CDSPipeline(VanillaPipeline):
         for parameter in self.model.get_param_groups().get("camera_opt", []):
             parameter.requires_grad_(False)
         compatibility.update_proposals_in_every_call(self.model)
+        free_saturated_colors(self.model)
         if not has_source_views(directory):
             self._rehearse()
         self.source = load_source_views(directory, self)
