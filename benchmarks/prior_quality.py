@@ -50,8 +50,8 @@ class PriorQuality:
     """What is edited."""
     edit_guidance_scale: float = 3.0
     """Of the image edits; greater ones exaggerate colours."""
-    steps: int = 40
-    """Of each image edit."""
+    steps: int = 70
+    """Of each image edit: as many as a floor needs."""
     learning_rate: float = 0.02
     """Of each image edit."""
     w_cut: tuple[float, ...] = (0.0, 15.0)
