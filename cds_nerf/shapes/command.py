@@ -72,7 +72,8 @@ class RunDemo:
     EXAMPLES: ClassVar[str] = """For example:
   cds-nerf demo
   cds-nerf demo --target "a photo of a red sphere on a wooden floor"
-  cds-nerf demo --source "a green cone on a gray floor" --target "an orange cone on a gray floor" --output out/cone"""
+  cds-nerf demo --source "a green cone on a gray floor" --target "an orange cone on a gray floor" \\
+    --output outputs/cone"""
 
     source: str = "a photo of a red cube on a wooden floor"
     """Caption of the scene."""
