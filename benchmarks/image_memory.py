@@ -20,7 +20,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedding
-from cds_nerf.guidance.memory import checkpoint_gradients, slice_vae, tile_vae
+from cds_nerf.diffusion.memory import checkpoint_gradients, slice_vae, tile_vae
 
 BATCH = 2
 RUNS = 2

@@ -21,8 +21,8 @@ from nerfstudio.utils.eval_utils import eval_setup
 from torch import Tensor
 from tqdm import tqdm
 
+from cds_nerf.fields.ray_rendering import camera_rays, render_rays, rescale_camera
 from cds_nerf.nerf.compatibility import update_proposals_in_every_call
-from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
 
 LATENT_PIXELS = 8
 

@@ -18,8 +18,8 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from peak_memory import peak_memory
 from torch import Tensor
 
+from cds_nerf.fields.ray_rendering import camera_rays, render_rays
 from cds_nerf.nerf import compatibility
-from cds_nerf.nerf.rendering import camera_rays, render_rays
 
 MIB = 2**20
 

@@ -1,21 +1,21 @@
-"""Contrastive Denoising Score guidance on a latent diffusion model; needs no nerfstudio."""
+"""Scores that say where latents should go, on a frozen prior: Contrastive Denoising Score; needs no nerfstudio."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cds_nerf.diffusion import LatentDiffusion, TextEmbedding
     from cds_nerf.guidance.cds import CDSGuidance, CDSOutput
     from cds_nerf.guidance.config import CDSGuidanceConfig
-    from cds_nerf.guidance.latent_diffusion import LatentDiffusion, TextEmbedding
 
 __all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "TextEmbedding"]
 
 _MODULES = {
-    "CDSGuidance": "cds",
-    "CDSGuidanceConfig": "config",
-    "CDSOutput": "cds",
-    "LatentDiffusion": "latent_diffusion",
-    "TextEmbedding": "latent_diffusion",
+    "CDSGuidance": "cds_nerf.guidance.cds",
+    "CDSGuidanceConfig": "cds_nerf.guidance.config",
+    "CDSOutput": "cds_nerf.guidance.cds",
+    "LatentDiffusion": "cds_nerf.diffusion",
+    "TextEmbedding": "cds_nerf.diffusion",
 }
 
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     # On demand: torch and diffusers take seconds to import, and `cds-nerf --help` needs neither.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

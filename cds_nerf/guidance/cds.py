@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
+from cds_nerf.diffusion.latent_diffusion import LatentDiffusion, TextEmbedding
+from cds_nerf.diffusion.self_attention import self_attention_features, self_attention_layers
 from cds_nerf.errors import UserError
 from cds_nerf.guidance.config import CDSGuidanceConfig
-from cds_nerf.guidance.latent_diffusion import LatentDiffusion, TextEmbedding
 from cds_nerf.guidance.patch_nce import patch_nce_loss
-from cds_nerf.guidance.self_attention import self_attention_features, self_attention_layers
 
 FLOAT16_LOSS_SCALE = 2.0**12
 """The contrastive loss is multiplied by this on its way back through a float16 UNet, where its gradient would

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from cds_nerf.guidance.latent_diffusion import LatentDiffusion, TextEmbedding
+from cds_nerf.diffusion.latent_diffusion import LatentDiffusion, TextEmbedding
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)
 """Fractions of the training timesteps at which the prompts' noise predictions are compared."""

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidanceConfig
-from cds_nerf.guidance.options import DiffusionOptions
-from cds_nerf.image.image_file import read_image
 from cds_nerf.image.naming import find_images, output_files
 from cds_nerf.image.settings_check import check_descent, check_prompts, check_seed
 from cds_nerf.image.sizing import check_proportions
+from cds_nerf.pictures import read_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cds_nerf.guidance import LatentDiffusion
+    from cds_nerf.diffusion import LatentDiffusion
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as of a shell's."""

@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
+from cds_nerf.diffusion import LatentDiffusion
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
-from cds_nerf.image.image_file import as_upright_rgb
+from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
 from cds_nerf.image.settings_check import check_prompts, check_seed
 from cds_nerf.image.sizing import edit_size, resize
+from cds_nerf.pictures import as_upright_rgb
 
 
 @dataclass(frozen=True)

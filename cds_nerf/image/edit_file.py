@@ -13,16 +13,17 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
+from cds_nerf.diffusion import LatentDiffusion
+from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import LatentDiffusion
-from cds_nerf.guidance.memory import is_out_of_memory
+from cds_nerf.files import whole_file
 from cds_nerf.image.edit import ImageEdit, as_pil, decode_within, edit_image
-from cds_nerf.image.image_file import whole_file, write_png
 from cds_nerf.image.latent_descent import DescentStep
 from cds_nerf.image.loss_plot import write_loss_plot
 from cds_nerf.image.mask import blend_within
 from cds_nerf.image.sizing import edit_size, resize
 from cds_nerf.image.strip import side_by_side, strip_steps
+from cds_nerf.pictures import write_png
 
 if TYPE_CHECKING:
     from cds_nerf.image.command import EditImages

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from cds_nerf.diffusion import TextEmbedding
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import CDSGuidance, TextEmbedding
+from cds_nerf.guidance import CDSGuidance
 from cds_nerf.image.settings_check import check_descent
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cds_nerf.image.image_file import whole_file
+from cds_nerf.files import whole_file
 
 LABELS = {"dds_loss": "Delta Denoising Score", "cut_loss": "contrastive loss"}
 

@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from cds_nerf.errors import UserError
-from cds_nerf.image.image_file import SUFFIXES
+from cds_nerf.pictures import SUFFIXES
 
 SLUG_LENGTH = 60
 """Letters of a prompt that go into a file's name, at most."""

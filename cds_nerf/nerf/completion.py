@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 
 from cds_nerf.errors import UserError
+from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
-
-if TYPE_CHECKING:
-    from cds_nerf.nerf.trainer import CDSTrainerConfig
-
-DEFAULT_ITERATIONS = 1000
-"""Edit steps where the user asks for no number."""
 
 FREE_ON_RESUME = (
     ("max_num_iterations",),
@@ -37,7 +32,7 @@ FREE_ON_RESUME = (
 """What a resumed edit takes from its own command line: how far it goes, where it runs and how it is watched."""
 
 
-def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
+def complete(config: EditConfig, default: EditConfig) -> None:
     """Fill in, in place, what the user left to the source run or to the run that is resumed.
 
     Values that equal the method's defaults count as not typed.
@@ -71,7 +66,7 @@ def complete(config: CDSTrainerConfig, default: CDSTrainerConfig) -> None:
         )
 
 
-def check_values(config: CDSTrainerConfig) -> None:
+def check_values(config: EditConfig) -> None:
     """Check what can be checked without the source run and the diffusion model.
 
     Raises:
@@ -81,7 +76,7 @@ def check_values(config: CDSTrainerConfig) -> None:
     _check_numbers(config)
 
 
-def _check_device(config: CDSTrainerConfig) -> None:
+def _check_device(config: EditConfig) -> None:
     device = config.machine.device_type
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not available[device]:
@@ -101,7 +96,7 @@ def _check_device(config: CDSTrainerConfig) -> None:
             ) from error
 
 
-def _check_numbers(config: CDSTrainerConfig) -> None:
+def _check_numbers(config: EditConfig) -> None:
     least = {
         ("max_num_iterations",): 1,
         ("pipeline", "guidance_resolution"): 1,
@@ -117,7 +112,7 @@ def _check_numbers(config: CDSTrainerConfig) -> None:
             raise UserError(f"{_flag(*path)} is {value}; it must be at least {least_value}")
 
 
-def _take_prompt_alias(config: CDSTrainerConfig) -> None:
+def _take_prompt_alias(config: EditConfig) -> None:
     """`--prompt` is the target prompt (ns-train hands it to the model's configuration, which has no use for it)."""
     if config.prompt is None:
         return
@@ -130,7 +125,7 @@ def _take_prompt_alias(config: CDSTrainerConfig) -> None:
     config.pipeline.model.prompt = None
 
 
-def _check_prompts(config: CDSTrainerConfig) -> None:
+def _check_prompts(config: EditConfig) -> None:
     source, target = config.pipeline.source_prompt, config.pipeline.target_prompt
     if not source.strip():
         raise UserError('--pipeline.source-prompt is missing: describe the scene as it is, such as "a photo of a fox"')
@@ -140,7 +135,7 @@ def _check_prompts(config: CDSTrainerConfig) -> None:
         raise UserError(f"--pipeline.source-prompt and --prompt are both {source!r}: there is nothing to change")
 
 
-def _take_source_run(config: CDSTrainerConfig, default: CDSTrainerConfig, source: SourceRun) -> None:
+def _take_source_run(config: EditConfig, default: EditConfig, source: SourceRun) -> None:
     """The source's model, data settings and optimizer groups, under what the user typed."""
     if isinstance(source.config.pipeline.datamanager, FullImageDatamanagerConfig):
         raise UserError(
@@ -211,7 +206,7 @@ def _differences(one: Any, other: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (field.name,), value
 
 
-def _take_resumed_run(config: CDSTrainerConfig, default: CDSTrainerConfig, directory: Path) -> None:
+def _take_resumed_run(config: EditConfig, default: EditConfig, directory: Path) -> None:
     """All of a run's own configuration, but for what `FREE_ON_RESUME` names."""
     if config.load_dir is not None or config.load_checkpoint is not None:
         raise UserError("--load-dir starts a new edit and --pipeline.resume-from continues one: give one of them")

@@ -13,7 +13,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from cds_nerf.errors import UserError
-from cds_nerf.nerf.seeding import seed_for
+from cds_nerf.seeding import seed_for
 
 
 @dataclass

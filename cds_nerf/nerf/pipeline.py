@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,20 +21,21 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
+from cds_nerf.diffusion import LatentDiffusion
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
+from cds_nerf.fields.field import Field
+from cds_nerf.fields.orbit import orbit_cameras
+from cds_nerf.fields.ray_field import SOURCE_STEPS, RayField
+from cds_nerf.fields.ray_rendering import rescale_camera
+from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
+from cds_nerf.guidance.relevance import relevance_map
 from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
-from cds_nerf.nerf.orbit import orbit_cameras
-from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
-from cds_nerf.nerf.saturation import free_saturated_colors
-from cds_nerf.nerf.seeding import seed_for
 from cds_nerf.nerf.source_run import read_checkpoint
-from cds_nerf.nerf.source_views import has_source_views, load_source_views
-
-SOURCE_STEPS = 10**6
-"""The model's own schedules see an edit's steps after this many, when all annealing is over."""
+from cds_nerf.nerf.view_store import ViewStore
+from cds_nerf.seeding import seed_for
 
 
 @dataclass
@@ -87,6 +89,69 @@ class CDSPipeline(VanillaPipeline):
     config: CDSPipelineConfig
     datamanager: CDSDataManager
 
+    def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """One step of the edit: the losses of one view. All that is drawn follows from the seed and the step."""
+        config, guidance = self.config, self.guidance
+        index = self.datamanager.next_view(step, self.seed)
+        image, losses = self.render_view(index, seed_for(self.seed, "rendering", step))
+        relevance = self.source.relevance(index).to(image) if config.w_keep else None
+
+        latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
+        out = guidance(
+            self.source.latents(index).expand_as(latents),
+            latents,
+            self.source_text,
+            self.target_text,
+            generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
+        )
+        losses["dds_loss"] = guidance.config.w_dds * out.dds_loss / config.draws_per_view
+        losses["cut_loss"] = guidance.config.w_cut * out.cut_loss / config.draws_per_view
+        if relevance is not None:
+            difference = image - self.source.image(index).to(image)
+            # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
+            per_latent = 2000 / latents[0, 0].numel()
+            losses["keep_loss"] = config.w_keep * per_latent * ((1 - relevance) * difference.square()).sum()
+
+        metrics = {
+            "view": torch.tensor(index),
+            "timestep": out.timestep.float().mean(),
+            "gradient": out.gradient.square().mean().sqrt(),
+        }
+        return {}, {name: loss.to(self.device) for name, loss in losses.items()}, metrics
+
+    def _encode(
+        self, image: Float[Tensor, "3 height width"], relevance: Float[Tensor, "1 height width"] | None
+    ) -> Float[Tensor, "1 channels h w"]:
+        """The latents of a view. Their gradient, and what of it reaches the view, is weighted by the relevance."""
+        if relevance is not None:
+            image = torch.lerp(image.detach(), image, relevance)  # the same picture
+        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
+        latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
+        if relevance is not None:
+            latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
+            latents.register_hook(lambda gradient: latent_relevance * gradient)
+        return latents
+
+    @property
+    def field(self) -> Field:
+        """The model as an edit sees it."""
+        return RayField(self.model, self.config.rays_per_chunk)
+
+    def render_view(
+        self, index: int, seed: int
+    ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
+        """A training view at the guidance's resolution, and the field's own regularisers."""
+        return self.field.render_view(self.views[index], index, seed)
+
+    @torch.no_grad()
+    def render_still(self, index: int) -> Float[Tensor, "3 height width"]:
+        """A training view as pictures show it: with the same sampling jitter at any step."""
+        return self.render_view(index, seed_for(self.seed, "still", index))[0].clamp(0, 1)
+
+    def render_frame(self, index: int) -> Float[Tensor, "3 height width"]:
+        """A frame of the orbit, as ns-render shows it."""
+        return self.field.render_frame(self.orbit[index])
+
     def begin_edit(self, directory: Path, seed: int) -> None:
         """Load the diffusion model and bring the source's views, rendered before the first step, into the run folder.
 
@@ -117,15 +182,22 @@ class CDSPipeline(VanillaPipeline):
         self.views = [rescale_camera(cameras[i : i + 1], resolution, multiple) for i in range(len(cameras))]
         self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
 
-        for parameter in self.model.get_param_groups().get("camera_opt", []):
-            parameter.requires_grad_(False)
         compatibility.update_proposals_in_every_call(self.model)
-        free_saturated_colors(self.model)
-        if not has_source_views(directory):
-            self._rehearse()
-        self.source = load_source_views(directory, self)
+        self.field.begin_edit()
+        self.source = ViewStore(
+            directory / "source", self.render_still, self.render_frame, diffusion.encode, self._measure_relevance
+        )
+        if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
+            self._check_guidance_takes_the_views()
+            with self._source_weights():
+                for make in tqdm(missing, desc="Source views", unit="picture"):
+                    make()
 
-    def _rehearse(self) -> None:
+    def _measure_relevance(self, latents: Float[Tensor, "1 channels h w"], index: int) -> Float[Tensor, "1 1 h w"]:
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "relevance", index))
+        return relevance_map(self.guidance.diffusion, latents, self.source_text, self.target_text, generator)
+
+    def _check_guidance_takes_the_views(self) -> None:
         """Call the guidance once on empty latents: what it cannot take is told before all source views are rendered."""
         diffusion = self.guidance.diffusion
         sides = (int(side) // diffusion.image_multiple for side in (self.views[0].height, self.views[0].width))
@@ -138,65 +210,16 @@ class CDSPipeline(VanillaPipeline):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def render_view(self, index: int, seed: int) -> tuple[Float[Tensor, "3 height width"], dict[str, Tensor]]:
-        """A training view at the guidance's resolution, in the model's training mode, and its ray regularisers."""
-        self.train()
-        torch.manual_seed(seed)
-        rays = camera_rays(self.views[index].to(self.device), index)
-        return render_rays(self.model, rays, self.config.rays_per_chunk)
-
-    @torch.no_grad()
-    def render_still(self, index: int) -> Float[Tensor, "3 height width"]:
-        """A training view as it is recorded: with the same sampling jitter at any step."""
-        return self.render_view(index, seed_for(self.seed, "still", index))[0].clamp(0, 1)
-
-    def render_orbit(self) -> Iterator[Float[Tensor, "3 height width"]]:
-        """The views of the orbit, in the model's evaluation mode, as ns-render shows it."""
-        for camera in self.orbit:
-            self.eval()
-            image = self.model.get_outputs_for_camera(camera.to(self.device))["rgb"]
-            self.train()
-            yield image.permute(2, 0, 1)
-
-    def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """The guidance's losses of one view and the model's ray regularisers. All draws follow from seed and step."""
-        index = self.datamanager.next_view(step, self.seed)
-        image, regularisers = self.render_view(index, seed_for(self.seed, "rendering", step))
-        acting = image
-        if self.config.w_keep:
-            relevance = self.source.relevance(index).to(image)
-            acting = torch.lerp(image.detach(), image, relevance)  # the same picture, its gradient weighted
-        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
-        latents = checkpoint(self.guidance.diffusion.encode, acting[None], use_reentrant=False)
-        if self.config.w_keep:
-            latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
-            latents.register_hook(lambda gradient: latent_relevance * gradient)
-        draws = self.config.draws_per_view
-        out = self.guidance(
-            self.source.latents[index].expand(draws, -1, -1, -1),
-            latents.expand(draws, -1, -1, -1),
-            self.source_text,
-            self.target_text,
-            generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
-        )
-        config = self.guidance.config
-        losses = {"dds_loss": config.w_dds * out.dds_loss / draws, "cut_loss": config.w_cut * out.cut_loss / draws}
-        if self.config.w_keep:
-            difference = image - self.source.image(index).to(image)
-            # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
-            squares = ((1 - relevance) * difference.square()).sum()
-            losses["keep_loss"] = self.config.w_keep * 2000 / latents[0, 0].numel() * squares
-        metrics = {
-            "view": torch.tensor(index),
-            "timestep": out.timestep.float().mean(),
-            "gradient": out.gradient.square().mean().sqrt(),
-        }
-        return {}, {name: loss.to(self.device) for name, loss in losses.items()} | regularisers, metrics
-
-    def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Metrics on the evaluation photographs, which are loaded now if they are not."""
-        self.datamanager.load_eval_photographs()
-        return super().get_average_eval_image_metrics(*args, **kwargs)
+    @contextmanager
+    def _source_weights(self) -> Iterator[None]:
+        """Within, the field is the unedited one, whatever the edit has made of it by now."""
+        edited = {name: value.clone() for name, value in self.state_dict().items()}
+        with self._source_checkpoint() as source:
+            self.load_state_dict(self._own_state(source["pipeline"]))
+        try:
+            yield
+        finally:
+            self.load_state_dict(edited)
 
     def load_source(self) -> None:
         """Take the weights of the source run's checkpoint, and nothing else of it.
@@ -204,12 +227,18 @@ class CDSPipeline(VanillaPipeline):
         Raises:
             UserError: if they do not fit the model.
         """
-        assert self.config.source_checkpoint is not None
-        checkpoint = read_checkpoint(self.config.source_checkpoint)
+        with self._source_checkpoint() as source:
+            self.load_pipeline(source["pipeline"], source["step"])
+
+    @contextmanager
+    def _source_checkpoint(self) -> Iterator[dict[str, Any]]:
+        path = self.config.source_checkpoint
+        assert path is not None
+        source = read_checkpoint(path)
         try:
-            self.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
+            yield source
         except UserError as error:
-            raise UserError(f"the checkpoint {self.config.source_checkpoint} does not fit: {error}") from error
+            raise UserError(f"the checkpoint {path} does not fit: {error}") from error
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint's weights, all of them or none.
@@ -217,12 +246,16 @@ class CDSPipeline(VanillaPipeline):
         Raises:
             UserError: if the keys or shapes are not the model's; the message names the first that are not.
         """
+        self.field.prepare_to_load(step)
+        self.load_state_dict(self._own_state(loaded_state))
+
+    def _own_state(self, loaded_state: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's weights by the model's own names, checked to be all of them."""
         state = {
             key.removeprefix("module."): value
             for key, value in loaded_state.items()
             if not key.startswith("_model.lpips.")  # AlexNet's, of plain nerfstudio runs
         }
-        self.model.update_to_step(SOURCE_STEPS + step)  # TensoRF's parameters grow with the steps
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not the model's" for key in state if key not in own]
@@ -237,7 +270,7 @@ class CDSPipeline(VanillaPipeline):
                 hint = "it was trained with tiny-cuda-nn, which is not installed here"
             more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
             raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
-        self.load_state_dict(state)
+        return state
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -252,9 +285,14 @@ class CDSPipeline(VanillaPipeline):
             callback.func = partial(_call_late, callback.func)
         return callbacks
 
+    def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Metrics on the evaluation photographs, which are loaded now if they are not."""
+        self.datamanager.load_eval_photographs()
+        return super().get_average_eval_image_metrics(*args, **kwargs)
+
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """The model's parameter groups without the camera poses, which an edit leaves as they are."""
-        return {name: group for name, group in super().get_param_groups().items() if name != "camera_opt"}
+        """What an edit may move, by the names of its optimizers."""
+        return self.field.parameter_groups()
 
 
 def _call_late(function: Any, *args: Any, step: int, **kwargs: Any) -> None:

@@ -7,103 +7,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
-from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig
-from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
-from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
 
 from cds_nerf.errors import UserError
-from cds_nerf.nerf.completion import DEFAULT_ITERATIONS, complete
-from cds_nerf.nerf.device import default_device
-from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
+from cds_nerf.files import write_failure
+from cds_nerf.nerf.completion import complete
+from cds_nerf.nerf.configuration import EditConfig
+from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.progress import ProgressTrainer
-from cds_nerf.nerf.record import Record
-from cds_nerf.nerf.seeding import repeatable_on_cpu
 from cds_nerf.nerf.source_run import check_pose_normalisation
-from cds_nerf.nerf.storage import write_failure
-
-
-def edit_optimizers() -> dict[str, Any]:
-    """Adam at a rate that decays exponentially to a tenth over the edit (chosen by `benchmarks/learning_rate.py`)."""
-    return {
-        group: {
-            "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=DEFAULT_ITERATIONS),
-        }
-        for group in ("proposal_networks", "fields")
-    }
-
-
-@dataclass
-class CDSTrainerConfig(TrainerConfig):
-    """The configuration of an edit; its defaults are the method's."""
-
-    _target: type = field(default_factory=lambda: CDSTrainer)
-    method_name: str | None = "cds"
-    pipeline: CDSPipelineConfig = field(default_factory=CDSPipelineConfig)
-    """Prompts, diffusion model, guidance, data and model of the edit."""
-    optimizers: dict[str, Any] = field(default_factory=edit_optimizers)
-    """Optimizers of the source's parameter groups; a group that is not named here gets the fields' optimizer."""
-    max_num_iterations: int | None = None  # type: ignore[assignment]
-    """Edit steps; 1000, or as many as the run had that is resumed."""
-    load_dir: Path | None = None
-    """The run to edit: its folder, the nerfstudio_models in it or a checkpoint file. Its config.yml gives the model's
-    settings."""
-    load_step: int | None = None
-    """The step of the checkpoint to edit; the newest if none is given."""
-    prompt: str | None = None
-    """The target prompt: describes the scene as it should become."""
-    steps_per_save: int = 100
-    """Steps between checkpoints."""
-    steps_per_eval_batch: int = 0
-    """Steps between losses on evaluation photographs, which know nothing of an edit; 0 for never."""
-    steps_per_eval_image: int = 0
-    """Steps between metrics on an evaluation photograph, which knows nothing of an edit; 0 for never."""
-    steps_per_eval_all_images: int = 0
-    """Steps between metrics on all evaluation photographs, which know nothing of an edit; 0 for never."""
-    machine: MachineConfig = field(default_factory=lambda: MachineConfig(device_type=default_device()))
-    """Machine configuration"""
-    logging: LoggingConfig = field(
-        default_factory=lambda: LoggingConfig(steps_per_log=1, local_writer=LocalWriterConfig(enable=False))
-    )
-    """Logging configuration; the console shows a progress bar in place of nerfstudio's table."""
-    vis: Literal[
-        "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
-    ] = "viewer+tensorboard"
-    """Which visualizer to use."""
-
-    def set_timestamp(self) -> None:
-        """Complete the configuration (see `completion`) and name the run; ns-train calls this first of all.
-
-        A mistake of the user's ends the program here, with its message and status 1.
-        """
-        try:
-            complete(self, default=type(self)())
-        except UserError as error:
-            sys.exit(f"cds: {error}")
-        super().set_timestamp()
-
-    def save_config(self) -> None:
-        """Write `config.yml` under another name and rename it, so that there is a whole one at any moment."""
-        path = self.get_base_dir() / "config.yml"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(yaml.dump(self), "utf8")
-            partial.replace(path)
-        except OSError as error:
-            sys.exit(
-                f"cds: the run folder {path.parent} cannot be written ({error.strerror}): choose another --output-dir, "
-                "or make room"
-            )
-        CONSOLE.log(f"Saved config to: {path}")
+from cds_nerf.seeding import repeatable_on_cpu
 
 
 class CDSTrainer(ProgressTrainer):
@@ -112,7 +31,7 @@ class CDSTrainer(ProgressTrainer):
     A mistake of the user's, a limit of the machine's or Ctrl-C ends the program with a message and status 1.
     """
 
-    config: CDSTrainerConfig
+    config: EditConfig
     pipeline: CDSPipeline
     activity = "Editing"
 
@@ -145,7 +64,7 @@ class CDSTrainer(ProgressTrainer):
             self._check_poses()
             with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
                 self.pipeline.begin_edit(self.base_dir, self.config.machine.seed)
-            self.callbacks += Record(self.pipeline, self.base_dir, self.train_lock).callbacks()
+            self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
 
     def _check_poses(self) -> None:
         assert self.config.pipeline.source_checkpoint is not None
@@ -210,3 +129,36 @@ class CDSTrainer(ProgressTrainer):
     def _train_complete_viewer(self) -> None:
         with suppress(KeyboardInterrupt):  # which is how the user is told to quit it
             super()._train_complete_viewer()
+
+
+@dataclass
+class CDSTrainerConfig(EditConfig):
+    """The configuration of an edit, which is completed when ns-train names the run."""
+
+    _target: type = field(default_factory=lambda: CDSTrainer)
+
+    def set_timestamp(self) -> None:
+        """Complete the configuration (see `completion`) and name the run; ns-train calls this first of all.
+
+        A mistake of the user's ends the program here, with its message and status 1.
+        """
+        try:
+            complete(self, default=type(self)())
+        except UserError as error:
+            sys.exit(f"cds: {error}")
+        super().set_timestamp()
+
+    def save_config(self) -> None:
+        """Write `config.yml` under another name and rename it, so that there is a whole one at any moment."""
+        path = self.get_base_dir() / "config.yml"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(yaml.dump(self), "utf8")
+            partial.replace(path)
+        except OSError as error:
+            sys.exit(
+                f"cds: the run folder {path.parent} cannot be written ({error.strerror}): choose another --output-dir, "
+                "or make room"
+            )
+        CONSOLE.log(f"Saved config to: {path}")

@@ -12,22 +12,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
+from cds_nerf.diffusion.pretrained import model_folder
 from cds_nerf.errors import UserError
-from cds_nerf.guidance.pretrained import model_folder
-from cds_nerf.image.image_file import whole_file
+from cds_nerf.files import whole_file
 from cds_nerf.image.naming import slug
-from cds_nerf.nerf.completion import DEFAULT_ITERATIONS, FREE_ON_RESUME, check_values
+from cds_nerf.nerf.completion import FREE_ON_RESUME, check_values
+from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.held_out import render_held_out
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
 from cds_nerf.recipe.options import PARSER, command_line, normalised, parse
 from cds_nerf.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 SETTINGS_FILE = "recipe.json"
 """In a run's folder: the options that the recipe gave it."""
@@ -203,7 +201,7 @@ def _edit_stage(recipe: Recipe, output: Path, source_run: Path) -> Stage:
         "prompt": [recipe.target_prompt],
         "pipeline.diffusion": [recipe.diffusion_model],
     }
-    config = cast("CDSTrainerConfig", parse(command_line("cds", options)))
+    config = cast(EditConfig, parse(command_line("cds", options)))
     return Stage(
         "edit",
         "cds",
@@ -234,7 +232,7 @@ def _options(recipe: Recipe, output: Path, key: str, method: str, name: str) -> 
 
 def _check_edit(edit: Stage) -> None:
     """Check all of an edit that can be checked before its source is there; the diffusion model is downloaded now."""
-    config = cast("CDSTrainerConfig", parse(command_line("cds", edit.options)))
+    config = cast(EditConfig, parse(command_line("cds", edit.options)))
     check_values(config)
     if not Path(model := config.pipeline.diffusion).is_file():
         on_cpu = (config.pipeline.guidance_device or config.machine.device_type) == "cpu"

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import to_tensor
 from cds_nerf.errors import UserError
 from cds_nerf.evaluation.contact_sheet import contact_sheet
 from cds_nerf.evaluation.scene_edit import SceneQuality, quality_table, scene_quality
-from cds_nerf.image.image_file import whole_file
+from cds_nerf.files import whole_file
 from cds_nerf.shapes.classifier import AttributeClassifier
 from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
 from cds_nerf.shapes.scene import ATTRIBUTES, parse_caption

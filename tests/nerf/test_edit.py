@@ -42,6 +42,10 @@ def assert_equal_states(one: Any, other: Any) -> None:
         assert one == other
 
 
+def source_latents(folder: Path) -> dict[str, Any]:
+    return {path.name: load_file(path) for path in sorted((folder / "source" / "latents").glob("*"))}
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The edit stops within that step, as Ctrl-C would stop it."""
     get_train_loss_dict = CDSPipeline.get_train_loss_dict
@@ -311,7 +315,7 @@ def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted
     run(resumed)
     assert resumed.get_base_dir() == folder
     assert_equal_states(load_checkpoint(folder), load_checkpoint(whole.get_base_dir()))
-    assert_equal_states(*(load_file(c.get_base_dir() / "source" / "latents.safetensors") for c in (whole, resumed)))
+    assert_equal_states(*(source_latents(c.get_base_dir()) for c in (whole, resumed)))
 
 
 def test_finished_edit_can_be_taken_further(edit_config):
@@ -322,23 +326,40 @@ def test_finished_edit_can_be_taken_further(edit_config):
     assert load_checkpoint(config.get_base_dir())["step"] == 3
 
 
-def test_source_views_that_were_cut_short_are_made_again(edit_config, monkeypatch):
+def test_source_views_that_were_cut_short_are_completed(edit_config, monkeypatch):
     config = edit_config(timestamp="broken")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(CDSPipeline, "render_orbit", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(CDSPipeline, "render_frame", lambda self, index: (_ for _ in ()).throw(KeyboardInterrupt))
         run(config)
     folder = config.get_base_dir()
-    assert (folder / "source.partial").exists() and not (folder / "source").exists()
+    assert len(source_latents(folder)) == TRAINING_VIEWS and not (folder / "source" / "orbit").exists()
     resumed = edit_config(load_dir=None, pipeline__resume_from=folder)
     run(resumed)
-    assert len(load_file(folder / "source" / "latents.safetensors")) == TRAINING_VIEWS
+    assert len(list((folder / "source" / "orbit").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("lost", ["", "views", "latents/00003.safetensors", "relevance/00001.png", "orbit/00001.png"])
+def test_lost_source_views_are_made_from_the_source_and_not_from_the_edit(edit_config, monkeypatch, lost):
+    whole, broken = edit_config(timestamp="whole", steps_per_save=1), edit_config(timestamp="broken", steps_per_save=1)
+    run(whole)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_at(patch, step=2)
+        run(broken)
+    path = broken.get_base_dir() / "source" / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    run(edit_config(load_dir=None, pipeline__resume_from=broken.get_base_dir()))
+    assert_equal_states(*(load_checkpoint(c.get_base_dir()) for c in (whole, broken)))
+    assert_equal_states(*(source_latents(c.get_base_dir()) for c in (whole, broken)))
+    for picture in (whole.get_base_dir() / "source").glob("*/*.png"):
+        other = broken.get_base_dir() / picture.relative_to(whole.get_base_dir())
+        assert picture.read_bytes() == other.read_bytes()
 
 
 def test_record_that_was_cut_short_is_made_again(edit_config, monkeypatch):
     whole, broken = edit_config(timestamp="whole"), edit_config(timestamp="broken")
     run(whole)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(CDSPipeline, "render_orbit", interrupted_orbit())
+        patch.setattr(CDSPipeline, "render_frame", interrupted_orbit())
         run(broken)
     folder = broken.get_base_dir()
     assert not (folder / "before_after.mp4").exists()
@@ -352,13 +373,13 @@ def test_record_that_was_cut_short_is_made_again(edit_config, monkeypatch):
 
 def interrupted_orbit() -> Any:
     """The source's orbit is rendered, that of the edit is interrupted."""
-    render_orbit, calls = CDSPipeline.render_orbit, []
+    render_frame, calls = CDSPipeline.render_frame, []
 
-    def render(pipeline: CDSPipeline) -> Any:
+    def render(pipeline: CDSPipeline, index: int) -> Any:
         calls.append(1)
-        if len(calls) > 1:
+        if len(calls) > len(pipeline.orbit):
             raise KeyboardInterrupt
-        return render_orbit(pipeline)
+        return render_frame(pipeline, index)
 
     return render
 

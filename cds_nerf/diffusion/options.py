@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cds_nerf.errors import UserError
 
 if TYPE_CHECKING:
-    from cds_nerf.guidance import LatentDiffusion
+    from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
 
 
 @dataclass
@@ -45,8 +45,8 @@ class DiffusionOptions:
         """
         import torch
 
-        from cds_nerf.guidance import LatentDiffusion
-        from cds_nerf.guidance.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
+        from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
+        from cds_nerf.diffusion.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
 
         try:
             device = torch.empty(1, device=self.device or ("cuda" if torch.cuda.is_available() else "cpu")).device

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from cds_nerf.errors import UserError
-from cds_nerf.image.image_file import SETTINGS_KEY, read_image, whole_file, write_png
+from cds_nerf.files import whole_file
 from cds_nerf.image.sizing import edit_size
+from cds_nerf.pictures import SETTINGS_KEY, read_image, write_png
 
 
 def picture(mode: str = "RGB") -> Image.Image:

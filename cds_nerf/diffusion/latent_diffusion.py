@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from cds_nerf.diffusion.adapters import add_loras, add_textual_inversions
+from cds_nerf.diffusion.pretrained import load_parts
 from cds_nerf.errors import UserError
-from cds_nerf.guidance.adapters import add_loras, add_textual_inversions
-from cds_nerf.guidance.pretrained import load_parts
 
 SIZE_CONDITIONING = ("original height", "original width", "crop top", "crop left", "target height", "target width")
 """What SDXL is told about an image's size, in this order (arXiv 2307.01952, section 2.2)."""

@@ -13,8 +13,8 @@ from huggingface_hub import model_info, snapshot_download, try_to_load_from_cach
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from cds_nerf.diffusion.single_file import load_single_file
 from cds_nerf.errors import UserError
-from cds_nerf.guidance.single_file import load_single_file
 
 FILES = (
     "scheduler/scheduler_config.json",

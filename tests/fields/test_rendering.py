@@ -9,8 +9,8 @@ from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.utils.eval_utils import eval_setup
 from torch import nn
 
+from cds_nerf.fields.ray_rendering import camera_rays, render_rays, rescale_camera
 from cds_nerf.nerf.compatibility import update_proposals_in_every_call
-from cds_nerf.nerf.rendering import camera_rays, render_rays, rescale_camera
 
 
 @pytest.fixture

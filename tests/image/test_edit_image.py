@@ -16,7 +16,7 @@ from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedd
 from cds_nerf.errors import UserError
 from cds_nerf.image.latent_descent import descend_latents
 
-REFERENCE = Path(__file__).parent / "reference" / "cds_reference_sd1.safetensors"
+REFERENCE = Path(__file__).parents[1] / "reference" / "cds_reference_sd1.safetensors"
 
 
 @pytest.fixture(scope="module")

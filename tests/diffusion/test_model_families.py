@@ -12,8 +12,8 @@ from tiny_stable_diffusion import make_pipeline
 from tiny_stable_diffusion_xl import make_xl_pipeline
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
+from cds_nerf.diffusion.self_attention import self_attention_layers
 from cds_nerf.errors import UserError
-from cds_nerf.guidance.self_attention import self_attention_layers
 
 FAMILIES = {
     "SD 1.x": lambda: make_pipeline(),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import av
 import torch
@@ -21,16 +20,14 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from cds_nerf.guidance import CDSGuidance
-from cds_nerf.nerf.seeding import seed_for
-
-if TYPE_CHECKING:
-    from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.seeding import seed_for
 
 FRAMES_PER_SECOND = 20
 """Of the before/after video."""
 
 
-class Record:
+class EditRenders:
     """Writes pictures of an edit into its run folder.
 
     Args:
@@ -69,7 +66,7 @@ class Record:
         source = pipeline.source.image(0)
         edit = pipeline.render_still(0)
         gradient = self.delta_denoising(
-            pipeline.source.latents[0],
+            pipeline.source.latents(0),
             diffusion.encode(edit[None]),
             pipeline.source_text,
             pipeline.target_text,
@@ -100,10 +97,9 @@ class Record:
         for index in tqdm(range(len(self.pipeline.views)), desc="Edited views", unit="view"):
             save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
         if self.pipeline.orbit:
-            after = tqdm(self.pipeline.render_orbit(), "Edited orbit", len(self.pipeline.orbit), unit="frame")
             pairs = (
-                torch.cat([before, frame.cpu()], dim=2)
-                for before, frame in zip(self.pipeline.source.orbit(), after, strict=True)
+                torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
+                for index in tqdm(range(len(self.pipeline.orbit)), "Edited orbit", unit="frame")
             )
             write_video(pairs, self.directory / "before_after.mp4")
 

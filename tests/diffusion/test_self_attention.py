@@ -10,8 +10,8 @@ from plain_cds import explicit_attention, plain_cds, relative_difference
 from torch import Tensor
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedding
+from cds_nerf.diffusion.self_attention import self_attention_features, self_attention_layers
 from cds_nerf.errors import UserError
-from cds_nerf.guidance.self_attention import self_attention_features, self_attention_layers
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 

@@ -13,8 +13,8 @@ from tiny_stable_diffusion_xl import make_xl_pipeline
 from torch import Tensor
 
 from cds_nerf import LatentDiffusion
+from cds_nerf.diffusion import adapters
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import adapters
 
 MAKERS = {"SD": make_pipeline, "SDXL": make_xl_pipeline}
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]

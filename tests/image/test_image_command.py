@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf.cli import main
-from cds_nerf.guidance.options import DiffusionOptions
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
 

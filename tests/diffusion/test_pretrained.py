@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf import LatentDiffusion
+from cds_nerf.diffusion import pretrained
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import pretrained
 
 NAME = "owner/name"
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
-from cds_nerf.guidance.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
+from cds_nerf.diffusion.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
 
 MAKERS: dict[str, Callable[[], Any]] = {"SD": make_pipeline, "SDXL": make_xl_pipeline}
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from accelerate import cpu_offload_with_hook
 
-from cds_nerf.guidance.latent_diffusion import LatentDiffusion
+from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from cds_nerf.errors import UserError
+from cds_nerf.files import whole_file
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """The image formats that are read."""
@@ -52,6 +50,22 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
         raise UserError(f"the image {path} cannot be read: {error}") from error
 
 
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """A mask as 8-bit grey: white where something may happen.
+
+    Args:
+        path: a picture of any mode that a painting program saves.
+        size: the width and height that it must have, if given.
+
+    Raises:
+        UserError: if it cannot be read or has another size.
+    """
+    mask = read_image(path, background="black").convert("L")
+    if size is not None and mask.size != size:
+        raise UserError(f"the mask {path} is {mask.width}x{mask.height} pixels; it must be {size[0]}x{size[1]}")
+    return mask
+
+
 def as_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """The image as 8-bit RGB: turned as its EXIF data say, 16-bit values scaled, transparency composited."""
     image = ImageOps.exif_transpose(image)
@@ -61,25 +75,6 @@ def as_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the name `path` once all is written, or vanishes.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_png(path: Path, image: Image.Image, settings: dict[str, Any], icc_profile: bytes | None = None) -> None:

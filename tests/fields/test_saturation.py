@@ -8,7 +8,7 @@ from nerfstudio.field_components.field_heads import DensityFieldHead, RGBFieldHe
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
-from cds_nerf.nerf.saturation import GREATEST_GAIN, LEAST_SLOPE, free_saturated_colors
+from cds_nerf.fields.saturation import GREATEST_GAIN, LEAST_SLOPE, free_saturated_colors
 
 
 class Fused(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from nerfstudio.cameras.camera_utils import viewmatrix
 from nerfstudio.cameras.cameras import Cameras
 
-from cds_nerf.nerf.orbit import orbit_cameras, viewed_point
+from cds_nerf.fields.orbit import orbit_cameras, viewed_point
 
 POINT = torch.tensor([0.2, -0.1, 0.3])
 

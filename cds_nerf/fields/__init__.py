@@ -1,0 +1,1 @@
+"""What is edited, seen by a camera differentiably: ray fields, and the cameras that look at them."""

@@ -1,0 +1,37 @@
+"""What an edit asks of a field, whatever it is made of."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class Field(Protocol):
+    """A scene that cameras see differentiably."""
+
+    def begin_edit(self) -> None:
+        """Make the model ready to be edited; called once, before the first view is rendered."""
+
+    def render_view(
+        self, camera: Cameras, index: int, seed: int
+    ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
+        """A training view, differentiable with respect to the field's parameters, and the field's own regularisers.
+
+        Args:
+            camera: one camera, as a batch [1], at the size to render.
+            index: of the training camera that it is.
+            seed: of all that is random in the rendering.
+        """
+
+    def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:
+        """What a camera [1] sees, without gradients, as ns-render shows it."""
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """What an edit may move, by the names of its optimizers: all but the cameras' poses."""
+
+    def prepare_to_load(self, step: int) -> None:
+        """Give the parameters the shapes that they have in a checkpoint of a step."""

@@ -1,0 +1,60 @@
+"""Fields whose cameras see along rays: nerfacto, TensoRF and their kin."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.models.base_model import Model
+from torch import Tensor
+from torch.nn import Parameter
+
+from cds_nerf.fields.ray_rendering import camera_rays, render_rays
+from cds_nerf.fields.saturation import free_saturated_colors
+
+SOURCE_STEPS = 10**6
+"""The model's own schedules see an edit's steps after this many, when all annealing is over."""
+
+
+class RayField:
+    """A ray-based nerfstudio model as a field that can be edited.
+
+    Args:
+        model: renders `rgb` along rays.
+        rays_per_chunk: rays rendered at a time.
+    """
+
+    def __init__(self, model: Model, rays_per_chunk: int) -> None:
+        self.model = model
+        self.rays_per_chunk = rays_per_chunk
+
+    def begin_edit(self) -> None:
+        """Hold the camera poses, and let saturated colours move."""
+        for parameter in self.model.get_param_groups().get("camera_opt", []):
+            parameter.requires_grad_(False)
+        free_saturated_colors(self.model)
+
+    def render_view(
+        self, camera: Cameras, index: int, seed: int
+    ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
+        """A training view in the model's training mode, and its ray regularisers (see `render_rays`)."""
+        self.model.train()
+        torch.manual_seed(seed)
+        rays = camera_rays(camera.to(self.model.device), index)
+        return render_rays(self.model, rays, self.rays_per_chunk)
+
+    @torch.no_grad()
+    def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:
+        """What a camera sees, in the model's evaluation mode."""
+        self.model.eval()
+        image = self.model.get_outputs_for_camera(camera.to(self.model.device))["rgb"]
+        self.model.train()
+        return image.permute(2, 0, 1)
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """The model's parameter groups without the camera poses."""
+        return {name: group for name, group in self.model.get_param_groups().items() if name != "camera_opt"}
+
+    def prepare_to_load(self, step: int) -> None:
+        """TensoRF's parameters grow with the steps."""
+        self.model.update_to_step(SOURCE_STEPS + step)

@@ -1,0 +1,84 @@
+"""Whole files and folders, written under another name and renamed; and what a disk says that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from cds_nerf.errors import UserError
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a write ends with that is no mistake of the program's."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the name `path` once all is written, or vanishes.
+
+    Its name ends as that of `path` does, for libraries that look at the ending.
+
+    Raises:
+        UserError: if it cannot be written; a file that was there before is left as it was.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    with _named_on_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to write into; it takes the name `path` once all is written, or vanishes.
+
+    What a killed process has left of it is removed first.
+
+    Args:
+        path: of the folder, which must not exist or be empty.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with _named_on_failure(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _named_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (failure := write_failure(error)) is None and not isinstance(error, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or failure or error}") from error
+
+
+def write_failure(error: BaseException) -> str | None:
+    """What an exception says of the disk; None if it is about something else.
+
+    torch and safetensors have their own exceptions for a write that failed, which tell it in words.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return str(error)
+    text = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, SafetensorError) and "os error" in text:
+        return text
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text:
+        return "the checkpoint cannot be written, most likely because the disk is full"
+    return None

@@ -1,0 +1,91 @@
+"""Small models and inputs, and a small capture with a field trained on it and edits of it, all within seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tiny_stable_diffusion import make_pipeline
+from torch import Tensor
+
+from cds_nerf import LatentDiffusion, TextEmbedding
+
+if TYPE_CHECKING:  # nerfstudio takes seconds to import, and most tests need it not
+    from cds_nerf.nerf.trainer import CDSTrainerConfig
+
+MakeDiffusion = Callable[..., LatentDiffusion]
+
+
+@pytest.fixture(scope="session")
+def make_diffusion() -> MakeDiffusion:
+    """Make a small random Stable Diffusion: `make_diffusion(prediction_type, dtype)`."""
+
+    def make(prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+        pipeline = make_pipeline(prediction_type)
+        return LatentDiffusion(
+            unet=pipeline.unet.to(dtype),
+            scheduler=pipeline.scheduler,
+            vae=pipeline.vae.to(dtype),
+            text_encoder=pipeline.text_encoder.to(dtype),
+            tokenizer=pipeline.tokenizer,
+        )
+
+    return make
+
+
+@pytest.fixture
+def diffusion(make_diffusion: MakeDiffusion) -> LatentDiffusion:
+    return make_diffusion()
+
+
+@pytest.fixture
+def texts(diffusion: LatentDiffusion) -> tuple[TextEmbedding, TextEmbedding]:
+    """The embeddings of a source and a target prompt."""
+    return diffusion.encode_prompt("a fox"), diffusion.encode_prompt("a wolf")
+
+
+@pytest.fixture
+def latents() -> tuple[Tensor, Tensor]:
+    """Source and target latents: a batch of two, not square, its sides odd after one halving."""
+    generator = torch.Generator().manual_seed(1)
+    source = torch.randn(2, 4, 14, 10, generator=generator)
+    return source, source + 0.5 * torch.randn(2, 4, 14, 10, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Stable Diffusion on disk."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from small_edit import write_capture
+
+    return write_capture(tmp_path_factory.mktemp("data") / "scene")
+
+
+@pytest.fixture(scope="session")
+def source_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small field trained on the capture."""
+    from small_edit import fresh, train_source
+
+    from cds_nerf.nerf.method import cds_source
+
+    return train_source(fresh(cds_source.config), capture, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def edit_config(source_run: Path, diffusion_folder: Path, tmp_path: Path) -> Callable[..., CDSTrainerConfig]:
+    """Makes what ns-train makes of a command line, from keywords such as `pipeline__source_prompt`."""
+    from small_edit import edit_config_for
+
+    def make(**typed: object) -> CDSTrainerConfig:
+        return edit_config_for(source_run, diffusion_folder, tmp_path / "outputs", **typed)
+
+    return make
