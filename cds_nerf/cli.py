@@ -12,9 +12,16 @@ import tyro
 from cds_nerf.errors import UserError
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
+from cds_nerf.report.command import EvaluateEdits
 from cds_nerf.shapes.command import MakeScene, RunDemo
 
-COMMANDS: dict[str, Any] = {"image": EditImages, "make-scene": MakeScene, "scene": RunRecipe, "demo": RunDemo}
+COMMANDS: dict[str, Any] = {
+    "image": EditImages,
+    "make-scene": MakeScene,
+    "scene": RunRecipe,
+    "demo": RunDemo,
+    "evaluate": EvaluateEdits,
+}
 """Each subcommand: a dataclass of its options that imports no torch, with `EXAMPLES` for its help and `run() -> int`,
 which returns the exit status."""
 

@@ -7,9 +7,26 @@ from pathlib import Path
 
 import torch
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.utils.eval_utils import eval_setup
 from torchvision.utils import save_image
 from tqdm import tqdm
+
+
+def open_run(run: Path) -> Pipeline:
+    """The pipeline of a run in evaluation mode with its newest checkpoint, wherever the run's folder has moved.
+
+    Args:
+        run: the run folder.
+    """
+    run = run.resolve()
+
+    def where_it_is(config: TrainerConfig) -> TrainerConfig:
+        config.output_dir, config.experiment_name = run.parents[2], run.parents[1].name
+        config.method_name, config.timestamp = run.parent.name, run.name
+        return config
+
+    return eval_setup(run / "config.yml", test_mode="inference", update_config_callback=where_it_is)[1]
 
 
 @torch.no_grad()
@@ -23,14 +40,7 @@ def render_held_out(run: Path, folder: Path) -> None:
         run: the run folder; its newest checkpoint is taken.
         folder: for the pictures; replaced if it exists.
     """
-    run = run.resolve()
-
-    def where_it_is(config: TrainerConfig) -> TrainerConfig:
-        config.output_dir, config.experiment_name = run.parents[2], run.parents[1].name
-        config.method_name, config.timestamp = run.parent.name, run.name
-        return config
-
-    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference", update_config_callback=where_it_is)
+    pipeline = open_run(run)
     dataset = pipeline.datamanager.eval_dataset
     assert dataset is not None
     partial = folder.with_name(f".{folder.name}.partial")

@@ -189,7 +189,7 @@ class CDSPipeline(VanillaPipeline):
         )
         if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
             self._check_guidance_takes_the_views()
-            with self._source_weights():
+            with self.source_weights():
                 for make in tqdm(missing, desc="Source views", unit="picture"):
                     make()
 
@@ -211,7 +211,7 @@ class CDSPipeline(VanillaPipeline):
         )
 
     @contextmanager
-    def _source_weights(self) -> Iterator[None]:
+    def source_weights(self) -> Iterator[None]:
         """Within, the field is the unedited one, whatever the edit has made of it by now."""
         edited = {name: value.clone() for name, value in self.state_dict().items()}
         with self._source_checkpoint() as source:

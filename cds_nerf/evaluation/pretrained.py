@@ -1,0 +1,28 @@
+"""Networks that judge pictures: from a folder, the local cache or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cds_nerf.errors import UserError
+
+
+def from_cache_or_hub(kind: Any, model: str) -> Any:
+    """A pretrained network or tokenizer; the hub is asked only where the local cache has it not.
+
+    Args:
+        kind: its transformers class.
+        model: a hub id or a folder; weights are read from safetensors alone.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    weights = {"use_safetensors": True} if hasattr(kind, "parameters") else {}
+    try:
+        try:
+            return kind.from_pretrained(model, local_files_only=True, **weights)
+        except OSError:
+            return kind.from_pretrained(model, **weights)
+    except Exception as error:  # of transformers, the hub's client and its HTTP library, each its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{model} cannot be had ({reason})") from error

@@ -1,0 +1,1 @@
+"""`cds-nerf evaluate`: how good edits of scenes and images are, side by side."""
