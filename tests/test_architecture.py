@@ -26,7 +26,7 @@ ROOMS = {
     BASE: (BASE,),
 }
 """What each room may import. A package in `cds_nerf/` is a room, a module in it belongs to the base."""
-IN_TOP = ("", "__main__", "cli", "recipe", "shapes")
+IN_TOP = ("", "__main__", "cli", "recipe", "report", "shapes")
 """What stands above the rooms, by its name within `cds_nerf`; "" is its `__init__.py`, which exports from the rooms."""
 WITH_NERFSTUDIO = (TOP, "nerf", "fields")
 
