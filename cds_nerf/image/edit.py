@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
-from tqdm import tqdm
 
 from cds_nerf.diffusion import LatentDiffusion
 from cds_nerf.errors import UserError
@@ -20,6 +19,7 @@ from cds_nerf.image.mask import blend_within, latent_mask
 from cds_nerf.image.settings_check import check_prompts, check_seed
 from cds_nerf.image.sizing import edit_size, resize
 from cds_nerf.pictures import as_upright_rgb
+from cds_nerf.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def edit_image(
     latents = source_latents.clone()
     losses: dict[str, list[float]] = {"dds_loss": [], "cut_loss": []}
     interrupted = False
-    with tqdm(total=steps, desc=target_prompts[0], disable=not progress) as bar:
+    with progress_bar(description=target_prompts[0], total=steps, shown=progress) as bar:
         try:
             for step in descent:
                 latents = step.latents.clone()  # Ctrl-C may come in the middle of the next step
                 losses["dds_loss"].append(step.dds_loss)
                 losses["cut_loss"].append(step.cut_loss)
+                bar.set_postfix(dds=f"{step.dds_loss:.4g}", cut=f"{step.cut_loss:.4g}", refresh=False)
                 bar.update()
-                bar.set_postfix(dds=f"{step.dds_loss:.4g}", cut=f"{step.cut_loss:.4g}")
                 if callback is not None:
                     callback(step)
         except KeyboardInterrupt:

@@ -17,10 +17,10 @@ from nerfstudio.utils.colormaps import apply_float_colormap
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchvision.utils import save_image
-from tqdm import tqdm
 
 from cds_nerf.guidance import CDSGuidance
 from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
 
 FRAMES_PER_SECOND = 20
@@ -94,12 +94,12 @@ class EditRenders:
         """The edited training views and the before/after video."""
         folder = self.directory / "edited_views"
         folder.mkdir(exist_ok=True)
-        for index in tqdm(range(len(self.pipeline.views)), desc="Edited views", unit="view"):
+        for index in progress_bar(range(len(self.pipeline.views)), description="Edited views", unit="view"):
             save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
         if self.pipeline.orbit:
             pairs = (
                 torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
-                for index in tqdm(range(len(self.pipeline.orbit)), "Edited orbit", unit="frame")
+                for index in progress_bar(range(len(self.pipeline.orbit)), description="Edited orbit", unit="frame")
             )
             write_video(pairs, self.directory / "before_after.mp4")
 

@@ -10,7 +10,8 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.utils.eval_utils import eval_setup
 from torchvision.utils import save_image
-from tqdm import tqdm
+
+from cds_nerf.progress import progress_bar
 
 
 def open_run(run: Path) -> Pipeline:
@@ -46,7 +47,9 @@ def render_held_out(run: Path, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for index, photograph in enumerate(tqdm(dataset.image_filenames, "Held-out views", unit="view")):
+    for index, photograph in enumerate(
+        progress_bar(dataset.image_filenames, description="Held-out views", unit="view")
+    ):
         camera = dataset.cameras[index : index + 1].to(pipeline.device)
         image = pipeline.model.get_outputs_for_camera(camera)["rgb"]
         save_image(image.permute(2, 0, 1).clamp(0, 1), partial / f"{photograph.stem}.png")

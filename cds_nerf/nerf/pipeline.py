@@ -21,7 +21,6 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from cds_nerf.diffusion import LatentDiffusion
 from cds_nerf.errors import UserError
@@ -35,6 +34,7 @@ from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
 from cds_nerf.nerf.source_run import read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
+from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
 
 
@@ -190,7 +190,7 @@ class CDSPipeline(VanillaPipeline):
         if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
             self._check_guidance_takes_the_views()
             with self.source_weights():
-                for make in tqdm(missing, desc="Source views", unit="picture"):
+                for make in progress_bar(missing, description="Source views", unit="picture"):
                     make()
 
     def _measure_relevance(self, latents: Float[Tensor, "1 channels h w"], index: int) -> Float[Tensor, "1 1 h w"]:

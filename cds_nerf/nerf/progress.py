@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer
-from tqdm import tqdm
+
+from cds_nerf.progress import progress_bar
 
 
 class ProgressTrainer(Trainer):
@@ -16,7 +17,7 @@ class ProgressTrainer(Trainer):
         """Train for `max_num_iterations` steps from where the checkpoint was, if there was one."""
         start = self._start_step
         total = start + self.config.max_num_iterations
-        with tqdm(total=total, initial=start, desc=self.activity, unit="step") as self.progress:
+        with progress_bar(description=self.activity, total=total, initial=start) as self.progress:
             super().train()
 
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from cds_nerf.errors import UserError
+from cds_nerf.progress import progress_bar
 from cds_nerf.shapes.render import focal_length, look_at_pose, render
 from cds_nerf.shapes.scene import Scene, parse_caption, vary
 
@@ -170,7 +170,7 @@ def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> Non
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
     frames = []
-    for index, pose in enumerate(tqdm(capture.poses(), what, unit="view")):
+    for index, pose in enumerate(progress_bar(capture.poses(), description=what, unit="view")):
         image, mask = render(scene, pose[None], capture.size)
         _save(image[0].permute(1, 2, 0), folder / "images" / f"{index:04d}.png")
         _save(mask[0, 0], folder / "masks" / f"{index:04d}.png")

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+
+from cds_nerf.progress import progress_bar
 
 EMA_DECAY = 0.999
 """Of the average of the weights that a stage ends with."""
@@ -88,7 +89,7 @@ def train(
     parallel = DistributedDataParallel(objective) if worker.count > 1 else objective
     half_precision = torch.cpu._is_avx512_bf16_supported()
     saved_at = time.monotonic()
-    bar = tqdm(total=steps, initial=start, desc=name, disable=not worker.is_first)
+    bar = progress_bar(description=name, total=steps, initial=start, shown=worker.is_first)
     for step in range(start, steps):
         rate = min(1, (step + 1) / WARM_UP_STEPS) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
+from cds_nerf.progress import progress_bar
 from cds_nerf.shapes.render import look_at_pose, render
 from cds_nerf.shapes.scene import ATTRIBUTES, Scene, all_scenes, vary
 
@@ -46,7 +46,7 @@ def random_renders(count: int, seed: int, progress: bool = True) -> Renders:
     draw = random.Random(seed)
     scenes = list(all_scenes())
     images, words = [], []
-    for index in tqdm(range(count), "Renders", disable=not progress):
+    for index in progress_bar(range(count), description="Renders", unit="render", shown=progress):
         scene = scenes[index % len(scenes)]
         image, _ = render(*random_view(scene, draw), SIZE)
         images.append((image[0] * 255).round().byte())
