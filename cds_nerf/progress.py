@@ -48,6 +48,7 @@ class LoggedProgress(tqdm):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         self.written_at = time.monotonic()
+        self.written: int | None = None
         settings |= {"bar_format": LINE, "leave": False}
         super().__init__(*arguments, **settings)
 
@@ -58,11 +59,11 @@ class LoggedProgress(tqdm):
 
     def close(self) -> None:
         """End with a line that says how far it came."""
-        if not self.disable:
+        if not self.disable and self.n != self.written:
             self._write_line()
         super().close()
 
     def _write_line(self) -> None:
-        self.written_at = time.monotonic()
+        self.written_at, self.written = time.monotonic(), self.n
         self.fp.write(f"{self}\n")
         self.fp.flush()

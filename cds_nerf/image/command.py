@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
-from cds_nerf.guidance import CDSGuidanceConfig
 from cds_nerf.image.naming import find_images, output_files
-from cds_nerf.image.settings_check import check_descent, check_prompts, check_seed
+from cds_nerf.image.settings import ImageEditSettings
+from cds_nerf.image.settings_check import check_prompts
 from cds_nerf.image.sizing import check_proportions
 from cds_nerf.pictures import read_image
 
@@ -55,20 +54,6 @@ class EditImages:
     """Folder for the edits, or the PNG file of a single one."""
     overwrite: bool = False
     """Replace files that exist; they are kept otherwise."""
-    seed: int = 0
-    """Seed of the noise; the same gives the same result on the same device."""
-    steps: int = 200
-    """How many times the latents are moved."""
-    learning_rate: float = 0.1
-    """Of the gradient descent on the latents."""
-    resolution: int | None = None
-    """Shorter side of the edit in pixels; by default the size that the model was trained on."""
-    square: bool = False
-    """Squash the image to a square for the edit, as the reference implementation does."""
-    keep_size: bool = False
-    """Bring the result back to the image's own size; otherwise it has the edit's."""
-    mask: Path | None = None
-    """Image of the same size, white where the edit may act; elsewhere the result's pixels are the image's."""
     pair: bool = False
     """Also write IMAGE-PROMPT.pair.png: before and after, side by side."""
     strip: bool = False
@@ -77,10 +62,8 @@ class EditImages:
     """Also write IMAGE-PROMPT.losses.png: both losses over the steps."""
     latents: bool = False
     """Also write IMAGE-PROMPT.safetensors: the source's and the result's latents."""
-    guidance: Annotated[CDSGuidanceConfig, tyro.conf.arg(name="")] = field(default_factory=CDSGuidanceConfig)
-    """Settings of the guidance."""
-    diffusion: Annotated[DiffusionOptions, tyro.conf.arg(name="")] = field(default_factory=DiffusionOptions)
-    """The diffusion model."""
+    settings: Annotated[ImageEditSettings, tyro.conf.arg(name="")] = field(default_factory=ImageEditSettings)
+    """How they are edited."""
 
     def run(self) -> int:
         """Make all edits; what is wrong with one of them is reported, and the others are made.
@@ -96,11 +79,10 @@ class EditImages:
             raise UserError("target_prompt is empty; it must say what the image is to show")
         for prompt in prompts:
             check_prompts(self.source_prompt, prompt)
-        check_descent(self.steps, self.learning_rate)
-        check_seed(self.seed)
+        self.settings.check()
         images = find_images(self.images)
         outputs = output_files(images, prompts, self.output.expanduser())
-        mask = None if self.mask is None else read_image(self.mask, background="black").convert("L")
+        mask = None if self.settings.mask is None else read_image(self.settings.mask, background="black").convert("L")
         _check_writable(next(iter(outputs.values())).parent)
 
         diffusion: LatentDiffusion | None = None
@@ -120,7 +102,9 @@ class EditImages:
                 diffusion = self._load()
             for prompt, output in wanted.items():
                 try:
-                    edit = edit_file(self, path, image, mask, prompt, self._files(output), diffusion)
+                    edit = edit_file(
+                        self.settings, path, image, mask, self.source_prompt, prompt, self._files(output), diffusion
+                    )
                 except (UserError, FloatingPointError) as error:
                     status = _report(f"{path}: {error}")
                     continue
@@ -132,14 +116,14 @@ class EditImages:
     def _read(self, path: Path, mask: Image.Image | None) -> Image.Image:
         """An image, after the checks that need no model."""
         image = read_image(path)
-        if not self.square:
+        if not self.settings.square:
             try:
                 check_proportions(*image.size)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
         if mask is not None and mask.size != image.size:
             raise UserError(
-                f"mask {self.mask} is {mask.width}x{mask.height} pixels and {path} is "
+                f"mask {self.settings.mask} is {mask.width}x{mask.height} pixels and {path} is "
                 f"{image.width}x{image.height}: they must be of one size"
             )
         return image
@@ -167,7 +151,7 @@ class EditImages:
         import torch
 
         torch.use_deterministic_algorithms(True, warn_only=True)
-        return self.diffusion.load()
+        return self.settings.diffusion.load()
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from safetensors.torch import save
@@ -21,31 +18,31 @@ from cds_nerf.image.edit import ImageEdit, as_pil, decode_within, edit_image
 from cds_nerf.image.latent_descent import DescentStep
 from cds_nerf.image.loss_plot import write_loss_plot
 from cds_nerf.image.mask import blend_within
+from cds_nerf.image.settings import ImageEditSettings
 from cds_nerf.image.sizing import edit_size, resize
 from cds_nerf.image.strip import side_by_side, strip_steps
 from cds_nerf.pictures import write_png
 
-if TYPE_CHECKING:
-    from cds_nerf.image.command import EditImages
-
 
 def edit_file(
-    options: EditImages,
+    settings: ImageEditSettings,
     path: Path,
     image: Image.Image,
     mask: Image.Image | None,
-    prompt: str,
+    source_prompt: str,
+    target_prompt: str,
     files: dict[str, Path],
     diffusion: LatentDiffusion,
 ) -> ImageEdit:
     """Edit one image with one target prompt, and write the result.
 
     Args:
-        options: the settings.
+        settings: of the edit.
         path: the image's file, for the record.
         image: what is in it, 8-bit RGB.
         mask: 8-bit grey, of the image's size.
-        prompt: the target prompt.
+        source_prompt: what the image shows.
+        target_prompt: what it is to show.
         files: what to write: "image" and any of "pair", "strip", "plot" and "latents".
         diffusion: the model.
 
@@ -53,12 +50,12 @@ def edit_file(
         UserError: if the settings do not suit the image, memory is too small, or a file cannot be written.
         FloatingPointError: if the model overflows in half precision.
     """
-    resolution = diffusion.native_size if options.resolution is None else options.resolution
-    size = edit_size(*image.size, resolution, diffusion.image_multiple, options.square)
+    resolution = diffusion.native_size if settings.resolution is None else settings.resolution
+    size = edit_size(*image.size, resolution, diffusion.image_multiple, settings.square)
     way: list[Tensor] = []
 
     def keep(step: DescentStep) -> None:
-        if "strip" in files and step.step in strip_steps(options.steps):
+        if "strip" in files and step.step in strip_steps(settings.steps):
             way.append(step.latents.clone())
 
     try:
@@ -66,13 +63,13 @@ def edit_file(
         region = None if mask is None else _region(resize(mask, size))
         edit = edit_image(
             source,
-            options.source_prompt,
-            prompt,
+            source_prompt,
+            target_prompt,
             diffusion,
-            options.guidance,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
+            settings.guidance,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
             mask=region,
             callback=keep,
         )
@@ -88,21 +85,21 @@ def edit_file(
         ) from error
 
     before, after = as_pil(source), result
-    if options.keep_size:
+    if settings.keep_size:
         before, after = image, _at_own_size(image, mask, result, diffusion.image_multiple)
-    settings = _settings(options, path, prompt, steps_done=len(edit.losses["dds_loss"]))
+    record = settings.record(path, source_prompt, target_prompt) | {"steps_done": len(edit.losses["dds_loss"])}
     profile = image.info.get("icc_profile")
     if "pair" in files:
-        write_png(files["pair"], side_by_side([before, after]), settings, profile)
+        write_png(files["pair"], side_by_side([before, after]), record, profile)
     if "strip" in files:
-        write_png(files["strip"], side_by_side([as_pil(source), *pictures, result]), settings, profile)
+        write_png(files["strip"], side_by_side([as_pil(source), *pictures, result]), record, profile)
     if "plot" in files:
-        write_loss_plot(files["plot"], edit.losses, f"{path.name}: {prompt}")
+        write_loss_plot(files["plot"], edit.losses, f"{path.name}: {target_prompt}")
     if "latents" in files:
         latents = {"source": edit.source_latents.cpu(), "result": edit.latents.cpu()}
         with whole_file(files["latents"]) as file:
-            file.write_bytes(save(latents, {"cds-nerf": json.dumps(settings)}))
-    write_png(files["image"], after, settings, profile)  # the last: where it is, all is
+            file.write_bytes(save(latents, {"cds-nerf": json.dumps(record)}))
+    write_png(files["image"], after, record, profile)  # the last: where it is, all is
     return edit
 
 
@@ -118,13 +115,3 @@ def _at_own_size(image: Image.Image, mask: Image.Image | None, result: Image.Ima
     scale = max(image.width / result.width, image.height / result.height)
     pixels = blend_within(_region(mask), to_tensor(image)[None], to_tensor(enlarged)[None], max(feather * scale, 1))
     return as_pil(pixels[0])
-
-
-def _settings(options: EditImages, path: Path, prompt: str, steps_done: int) -> dict[str, Any]:
-    """What it takes to repeat the edit: the command's options by their names, and the program's version."""
-    settings = asdict(options)
-    for name in ("images", "output", "overwrite", "pair", "strip", "plot", "latents"):
-        del settings[name]
-    settings |= settings.pop("guidance") | settings.pop("diffusion")
-    settings |= {"image": path, "target_prompt": prompt, "steps_done": steps_done, "version": version("cds-nerf")}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
