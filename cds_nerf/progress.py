@@ -17,8 +17,8 @@ LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} gone, {remai
 
 def progress_bar(
     iterable: Iterable[Any] | None = None,
+    description: str = "",
     *,
-    description: str,
     total: int | None = None,
     initial: int = 0,
     unit: str = "step",
@@ -48,7 +48,7 @@ class LoggedProgress(tqdm):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         self.written_at = time.monotonic()
-        self.written: int | None = None
+        self.written: float | None = None
         settings |= {"bar_format": LINE, "leave": False}
         super().__init__(*arguments, **settings)
 

@@ -94,12 +94,12 @@ class EditRenders:
         """The edited training views and the before/after video."""
         folder = self.directory / "edited_views"
         folder.mkdir(exist_ok=True)
-        for index in progress_bar(range(len(self.pipeline.views)), description="Edited views", unit="view"):
+        for index in progress_bar(range(len(self.pipeline.views)), "Edited views", unit="view"):
             save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
         if self.pipeline.orbit:
             pairs = (
                 torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
-                for index in progress_bar(range(len(self.pipeline.orbit)), description="Edited orbit", unit="frame")
+                for index in progress_bar(range(len(self.pipeline.orbit)), "Edited orbit", unit="frame")
             )
             write_video(pairs, self.directory / "before_after.mp4")
 

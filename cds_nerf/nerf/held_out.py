@@ -47,9 +47,7 @@ def render_held_out(run: Path, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for index, photograph in enumerate(
-        progress_bar(dataset.image_filenames, description="Held-out views", unit="view")
-    ):
+    for index, photograph in enumerate(progress_bar(dataset.image_filenames, "Held-out views", unit="view")):
         camera = dataset.cameras[index : index + 1].to(pipeline.device)
         image = pipeline.model.get_outputs_for_camera(camera)["rgb"]
         save_image(image.permute(2, 0, 1).clamp(0, 1), partial / f"{photograph.stem}.png")

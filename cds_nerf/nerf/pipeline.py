@@ -190,7 +190,7 @@ class CDSPipeline(VanillaPipeline):
         if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
             self._check_guidance_takes_the_views()
             with self.source_weights():
-                for make in progress_bar(missing, description="Source views", unit="picture"):
+                for make in progress_bar(missing, "Source views", unit="picture"):
                     make()
 
     def _measure_relevance(self, latents: Float[Tensor, "1 channels h w"], index: int) -> Float[Tensor, "1 1 h w"]:

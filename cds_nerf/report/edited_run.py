@@ -14,7 +14,6 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
-from tqdm import tqdm
 
 from cds_nerf.errors import UserError
 from cds_nerf.evaluation.consistency import PosedView
@@ -24,6 +23,7 @@ from cds_nerf.fields.ray_rendering import rescale_camera
 from cds_nerf.nerf.held_out import open_run
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.pictures import read_mask
+from cds_nerf.progress import progress_bar
 
 RELEVANCE_VIEWS = 8
 """How many of the nearest training views say where in a view the edit may act."""
@@ -46,9 +46,9 @@ def render_edited_run(run: Path, orbit: int = 0, camera_path: Path | None = None
     if not isinstance(pipeline, CDSPipeline):
         raise UserError(f"{run} is a run of another method: give the folder of an edit (outputs/SCENE/cds/TIME)")
     cameras, names = _cameras(pipeline, orbit, camera_path)
-    after = [_posed(pipeline, camera) for camera in tqdm(cameras, f"{run.name}, edit", unit="view")]
+    after = [_posed(pipeline, camera) for camera in progress_bar(cameras, f"{run.name}, edit", unit="view")]
     with pipeline.source_weights():
-        before = [_posed(pipeline, camera) for camera in tqdm(cameras, f"{run.name}, source", unit="view")]
+        before = [_posed(pipeline, camera) for camera in progress_bar(cameras, f"{run.name}, source", unit="view")]
         relevant = _relevant(pipeline, before, run / "source" / "relevance")
     return EditedViews(
         name=f"{run.parent.parent.name}/{run.name}",
@@ -126,7 +126,7 @@ def _relevant(
 
     positions = cameras.camera_to_worlds[:, :3, 3]
     relevant = []
-    for view in tqdm(views, "Relevance", unit="view"):
+    for view in progress_bar(views, "Relevance", unit="view"):
         nearest = (positions - view.camera_to_world[:, 3]).norm(dim=1).argsort()[:RELEVANCE_VIEWS].tolist()
         relevant.append(_gathered(view, [training_view(index) for index in nearest]) > 0.5)
     return relevant

@@ -170,7 +170,7 @@ def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> Non
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
     frames = []
-    for index, pose in enumerate(progress_bar(capture.poses(), description=what, unit="view")):
+    for index, pose in enumerate(progress_bar(capture.poses(), what, unit="view")):
         image, mask = render(scene, pose[None], capture.size)
         _save(image[0].permute(1, 2, 0), folder / "images" / f"{index:04d}.png")
         _save(mask[0, 0], folder / "masks" / f"{index:04d}.png")

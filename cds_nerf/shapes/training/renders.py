@@ -46,7 +46,7 @@ def random_renders(count: int, seed: int, progress: bool = True) -> Renders:
     draw = random.Random(seed)
     scenes = list(all_scenes())
     images, words = [], []
-    for index in progress_bar(range(count), description="Renders", unit="render", shown=progress):
+    for index in progress_bar(range(count), "Renders", unit="render", shown=progress):
         scene = scenes[index % len(scenes)]
         image, _ = render(*random_view(scene, draw), SIZE)
         images.append((image[0] * 255).round().byte())
