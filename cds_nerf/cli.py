@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, print_advice_alone
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
 from cds_nerf.report.command import EvaluateEdits
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 1 after a mistake of the user, which is told in one line, and 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    print_advice_alone("cds-nerf")
     try:
         return _parse(arguments).run()
     except UserError as error:

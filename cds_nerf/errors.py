@@ -1,4 +1,10 @@
-"""The error for mistakes that the user can mend."""
+"""The error for mistakes that the user can mend, and the advice that lets the work go on."""
+
+from __future__ import annotations
+
+import warnings
+
+_python_format = warnings.formatwarning
 
 
 class UserError(ValueError):
@@ -6,3 +12,25 @@ class UserError(ValueError):
 
     Command lines print the message alone and exit with status 1; any other exception is a bug of ours.
     """
+
+
+class UserAdvice(UserWarning):
+    """What the user should know and may want to change: one sentence, which command lines print alone."""
+
+
+def print_advice_alone(program: str) -> None:
+    """From here on, print advice as one line behind the program's name, not as Python prints warnings."""
+
+    def as_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UserAdvice):
+            return f"{program}: warning: {message}\n"
+        return _python_format(message, category, filename, lineno, line)
+
+    warnings.formatwarning = as_line
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of a failure, without its full stop; the exception's name if it is mute."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

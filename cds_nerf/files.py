@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, first_line
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a write ends with that is no mistake of the program's."""
@@ -76,9 +76,8 @@ def write_failure(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return str(error)
-    text = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, SafetensorError) and "os error" in text:
-        return text
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text:
+    if isinstance(error, SafetensorError) and "os error" in str(error):
+        return first_line(error)
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in str(error):
         return "the checkpoint cannot be written, most likely because the disk is full"
     return None

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 from diffusers.utils import is_peft_available
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, first_line
 
 XL_EMBEDDINGS = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}
 """The tensors of a textual inversion for SDXL, and the tokenizer and text encoder of each."""
@@ -38,7 +38,7 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
         try:
             pipeline.load_lora_weights(source, adapter_name=f"lora{index}", use_safetensors=True)
         except Exception as error:  # from peft, diffusers, safetensors or the hub's client, each its own
-            raise UserError(f"the LoRA {source} does not load: {_first_line(error)}") from error
+            raise UserError(f"the LoRA {source} does not load: {first_line(error)}") from error
         if not any(f"lora{index}" in names for names in pipeline.get_list_adapters().values()):
             raise UserError(f"the LoRA {source} has no weights for this model: it was made for another")
         scales[f"lora{index}"] = scale
@@ -77,7 +77,7 @@ def add_textual_inversions(parts: dict[str, Any], inversions: Sequence[str]) -> 
                 token = word or (Path(source).stem if nameless else None)
                 pipeline.load_textual_inversion(embeddings, token=token)
         except Exception as error:  # as above
-            raise UserError(f"the textual inversion {source} does not load: {_first_line(error)}") from error
+            raise UserError(f"the textual inversion {source} does not load: {first_line(error)}") from error
 
 
 def _as_pipeline(parts: dict[str, Any]) -> Any:
@@ -105,7 +105,3 @@ def _find(kind: str, source: str) -> str:
     if source.startswith(("/", ".", "~")) or path.suffix == ".safetensors":
         raise UserError(f"there is no {kind} {source}")
     return source
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

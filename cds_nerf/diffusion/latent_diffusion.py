@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.diffusion.adapters import add_loras, add_textual_inversions
 from cds_nerf.diffusion.pretrained import load_parts
+from cds_nerf.diffusion.prompts import NAMES, check_seen_prompts, warn_of_cut_off, with_inversions
 from cds_nerf.errors import UserError
 
 SIZE_CONDITIONING = ("original height", "original width", "crop top", "crop left", "target height", "target width")
@@ -221,12 +220,26 @@ class LatentDiffusion:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         encoders = self._text_encoders()
         for text in prompts:
-            _warn_of_cut_off(text, *encoders[0])
+            warn_of_cut_off(text, encoders[0][0], _token_limit(*encoders[0]))
         conditional, pooled_conditional = self._embed(prompts, encoders)
         unconditional, pooled_unconditional = self._embed([""] * len(prompts), encoders)
         if pooled_unconditional is not None and self.force_zeros_for_empty_prompt:
             unconditional, pooled_unconditional = unconditional * 0, pooled_unconditional * 0
         return TextEmbedding(conditional, unconditional, pooled_conditional, pooled_unconditional)
+
+    def check_prompts(self, source_prompt: str, target_prompt: str, names: tuple[str, str] = NAMES) -> None:
+        """Check what the model sees of the prompts of an edit, and warn of what means nothing to it.
+
+        Args:
+            source_prompt: describes what there is.
+            target_prompt: describes what it is to become.
+            names: what the user calls the two.
+
+        Raises:
+            UserError: if a prompt has words that the model does not know, or the model sees both prompts as the same.
+        """
+        tokenizers = [(tokenizer, _token_limit(tokenizer, encoder)) for tokenizer, encoder in self._text_encoders()]
+        check_seen_prompts(source_prompt, target_prompt, tokenizers, names)
 
     def _text_encoders(self) -> list[tuple[Any, Any]]:
         """Each tokenizer with its text encoder."""
@@ -244,9 +257,8 @@ class LatentDiffusion:
         outputs = []
         for tokenizer, text_encoder in encoders:
             limit = _token_limit(tokenizer, text_encoder)
-            # A textual inversion of several vectors takes as many tokens.
-            texts = TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer)
-            tokens = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+            converted = [with_inversions(text, tokenizer) for text in texts]
+            tokens = tokenizer(converted, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
             outputs.append(text_encoder(tokens.input_ids.to(self.device), output_hidden_states=self.is_xl))
         if not self.is_xl:
             return outputs[0].last_hidden_state, None
@@ -300,13 +312,3 @@ class LatentDiffusion:
 
 def _token_limit(tokenizer: Any, text_encoder: Any) -> int:
     return min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-
-
-def _warn_of_cut_off(text: str, tokenizer: Any, text_encoder: Any) -> None:
-    limit = _token_limit(tokenizer, text_encoder)
-    cut_off = tokenizer(text).input_ids[limit - 1 : -1]
-    if cut_off:
-        warnings.warn(
-            f"the prompt is longer than the model's {limit} tokens; it does not see {tokenizer.decode(cut_off)!r}",
-            stacklevel=3,
-        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cds_nerf.errors import UserError
+from cds_nerf.diffusion.model_name import DEFAULT_MODEL
+from cds_nerf.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 class DiffusionOptions:
     """Which diffusion model, where and how."""
 
-    model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """Diffusion model (SD 1.x, 2.x, XL): on the Hugging Face Hub, a diffusers folder, or a .safetensors checkpoint."""
+    model: str = DEFAULT_MODEL
+    """Diffusion model (SD 1.x, 2.x, XL): on the Hugging Face Hub, a diffusers folder, a .safetensors checkpoint, or
+    "shapes" for the small one that comes with cds-nerf."""
     model_config: str | None = None
     """For a checkpoint: diffusers folder or hub id of a model of the same kind, for its configuration and tokenizer;
     by default found by the checkpoint's weights, on the hub or in its cache."""
@@ -51,8 +53,7 @@ class DiffusionOptions:
         try:
             device = torch.empty(1, device=self.device or ("cuda" if torch.cuda.is_available() else "cpu")).device
         except (RuntimeError, AssertionError) as error:  # torch's answers to devices that it does not know or have
-            first_line = str(error).splitlines()[0]
-            raise UserError(f"device is {self.device!r}, which torch cannot use here: {first_line}") from error
+            raise UserError(f"device is {self.device!r}, which torch cannot use here: {first_line(error)}") from error
         diffusion = LatentDiffusion.from_pretrained(
             self.model,
             device="cpu" if self.cpu_offload else device,

@@ -13,8 +13,9 @@ from huggingface_hub import model_info, snapshot_download, try_to_load_from_cach
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from cds_nerf.diffusion.model_name import model_location
 from cds_nerf.diffusion.single_file import load_single_file
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, first_line
 
 FILES = (
     "scheduler/scheduler_config.json",
@@ -56,6 +57,7 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
     Raises:
         UserError: if the model cannot be had; the message says why and what to do.
     """
+    model = model_location(model)
     if (file := Path(model).expanduser()).is_file():
         return load_single_file(file, dtype, None if config is None else str(config))
     if config is not None:
@@ -88,7 +90,7 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
         raise
     except Exception as error:  # a broken file shows in the exceptions of four libraries
         raise UserError(
-            f"the diffusion model in {folder} does not load: {_first_line(error)}; "
+            f"the diffusion model in {folder} does not load: {first_line(error)}; "
             "if its files are damaged or do not belong together, get them anew"
         ) from error
     return parts
@@ -116,7 +118,7 @@ def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
     Raises:
         UserError: if the model cannot be had or is of another kind; the message says why and what to do.
     """
-    name = str(model)
+    name = model_location(model)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if problem := why_unusable(_files(folder)):
@@ -199,10 +201,6 @@ def _why_unavailable(name: str, error: Exception) -> str:
         )
     return (
         f"the diffusion model {name} is not, or not as a whole, on this machine, and the Hugging Face Hub cannot be "
-        f"reached ({_first_line(error)}): go online once, or `hf download {name} --local-dir FOLDER` elsewhere and "
+        f"reached ({first_line(error)}): go online once, or `hf download {name} --local-dir FOLDER` elsewhere and "
         "give that folder"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, first_line
 
 UNET = "model.diffusion_model.input_blocks."
 """How the names of a checkpoint's UNet weights begin."""
@@ -51,7 +51,7 @@ def load_single_file(file: Path, dtype: torch.dtype, config: str | None) -> dict
         raise UserError(f"the checkpoint {file} has not all weights that its configuration says") from error
     except Exception as error:  # from the hub's client, diffusers, transformers or safetensors, each its own
         raise UserError(
-            f"the checkpoint {file} does not load: {(str(error).strip().splitlines() or [repr(error)])[0]} (it needs a "
+            f"the checkpoint {file} does not load: {first_line(error)} (it needs a "
             "configuration that fits: where the Hugging Face Hub cannot give it, name a diffusers folder of the same "
             "kind with model_config)"
         ) from error

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
+from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.image.naming import find_images, output_files
 from cds_nerf.image.settings import ImageEditSettings
-from cds_nerf.image.settings_check import check_prompts
 from cds_nerf.image.sizing import check_proportions
 from cds_nerf.pictures import read_image
 
@@ -100,6 +100,8 @@ class EditImages:
                 from cds_nerf.image.edit_file import edit_file
 
                 diffusion = self._load()
+                for prompt in prompts:
+                    diffusion.check_prompts(self.source_prompt, prompt)
             for prompt, output in wanted.items():
                 try:
                     edit = edit_file(

@@ -12,11 +12,12 @@ from torch import Generator, Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from cds_nerf.diffusion import LatentDiffusion
+from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
-from cds_nerf.image.settings_check import check_prompts, check_seed
+from cds_nerf.image.settings_check import check_seed
 from cds_nerf.image.sizing import edit_size, resize
 from cds_nerf.pictures import as_upright_rgb
 from cds_nerf.progress import progress_bar
@@ -86,6 +87,7 @@ def edit_image(
     target_prompts = _prompts("target_prompt", target_prompt, batch)
     for source, target in zip(source_prompts, target_prompts, strict=True):
         check_prompts(source, target)
+        diffusion.check_prompts(source, target)
     check_seed(seed)
     masks = None if mask is None else _as_mask_batch(mask, images)
     with torch.no_grad():

@@ -5,16 +5,6 @@ from __future__ import annotations
 from cds_nerf.errors import UserError
 
 
-def check_prompts(source_prompt: str, target_prompt: str) -> None:
-    """Raise a UserError where a prompt is empty or both are the same."""
-    if not source_prompt.strip():
-        raise UserError(f"source_prompt is {source_prompt!r}; it must say what the image shows")
-    if not target_prompt.strip():
-        raise UserError(f"target_prompt is {target_prompt!r}; it must say what the image is to show")
-    if source_prompt.strip() == target_prompt.strip():
-        raise UserError(f"source_prompt and target_prompt are both {source_prompt!r}: there is nothing to edit")
-
-
 def check_descent(steps: int, learning_rate: float) -> None:
     """Raise a UserError where the gradient descent would not move."""
     if steps < 1:

@@ -12,8 +12,10 @@ import torch
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 
+from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
+from cds_nerf.nerf.pipeline import PROMPT_FLAGS
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
 
 FREE_ON_RESUME = (
@@ -51,7 +53,7 @@ def complete(config: EditConfig, default: EditConfig) -> None:
     if config.pipeline.resume_from is not None:
         _take_resumed_run(config, default, config.pipeline.resume_from)
         return
-    _check_prompts(config)
+    check_prompts(config.pipeline.source_prompt, config.pipeline.target_prompt, PROMPT_FLAGS)
     location = config.load_checkpoint or config.load_dir
     if location is None:
         raise UserError(
@@ -123,16 +125,6 @@ def _take_prompt_alias(config: EditConfig) -> None:
         )
     config.pipeline.target_prompt = config.prompt
     config.pipeline.model.prompt = None
-
-
-def _check_prompts(config: EditConfig) -> None:
-    source, target = config.pipeline.source_prompt, config.pipeline.target_prompt
-    if not source.strip():
-        raise UserError('--pipeline.source-prompt is missing: describe the scene as it is, such as "a photo of a fox"')
-    if not target.strip():
-        raise UserError('--prompt is missing: describe the scene as it should become, such as "a photo of a wolf"')
-    if source.strip() == target.strip():
-        raise UserError(f"--pipeline.source-prompt and --prompt are both {source!r}: there is nothing to change")
 
 
 def _take_source_run(config: EditConfig, default: EditConfig, source: SourceRun) -> None:

@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from cds_nerf.diffusion import LatentDiffusion
+from cds_nerf.diffusion.model_name import DEFAULT_MODEL
 from cds_nerf.errors import UserError
 from cds_nerf.fields.field import Field
 from cds_nerf.fields.orbit import orbit_cameras
@@ -36,6 +37,9 @@ from cds_nerf.nerf.source_run import read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
+
+PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
+"""What a user calls the two prompts."""
 
 
 @dataclass
@@ -51,9 +55,9 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """Describes the scene as it is, such as "a photo of a fox"."""
     target_prompt: str = ""
     """Describes the scene as it should become, such as "a photo of a wolf"; --prompt is the same."""
-    diffusion: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    diffusion: str = DEFAULT_MODEL
     """The text-to-image model: Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, by hub id, as a
-    local diffusers folder or as a .safetensors checkpoint."""
+    local diffusers folder or as a .safetensors checkpoint; or "shapes", the small one that comes with cds-nerf."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the Contrastive Denoising Score."""
     w_keep: float = 1.0
@@ -168,6 +172,7 @@ class CDSPipeline(VanillaPipeline):
         dtype = config.guidance_dtype or ("float32" if device.type == "cpu" else "float16")
         diffusion = LatentDiffusion.from_pretrained(config.diffusion, device, getattr(torch, dtype))
         self.guidance = CDSGuidance(config.guidance, diffusion)
+        diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
         self.source_text = diffusion.encode_prompt(config.source_prompt)
         self.target_text = diffusion.encode_prompt(config.target_prompt)
         diffusion.text_encoder = diffusion.text_encoder_2 = None  # have done their work; their memory is for the UNet

@@ -13,7 +13,7 @@ import yaml
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.engine.trainer import TrainerConfig
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, first_line
 
 TRANSFORMS_FILE = "dataparser_transforms.json"
 """Where nerfstudio writes down how it normalised the poses of a run."""
@@ -110,9 +110,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "put it back, or start a new edit with --load-dir"
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the checkpoint {path} cannot be read ({first_line}): is it whole, and one of nerfstudio's?"
+            f"the checkpoint {path} cannot be read ({first_line(error)}): is it whole, and one of nerfstudio's?"
         ) from error
     if not isinstance(checkpoint, dict) or not {"pipeline", "step"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of a nerfstudio run: give the nerfstudio_models folder of one")

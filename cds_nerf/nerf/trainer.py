@@ -14,7 +14,7 @@ import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, print_advice_alone
 from cds_nerf.files import write_failure
 from cds_nerf.nerf.completion import complete
 from cds_nerf.nerf.configuration import EditConfig
@@ -142,6 +142,7 @@ class CDSTrainerConfig(EditConfig):
 
         A mistake of the user's ends the program here, with its message and status 1.
         """
+        print_advice_alone("cds")
         try:
             complete(self, default=type(self)())
         except UserError as error:

@@ -11,11 +11,9 @@ from typing import Any
 
 import yaml
 
+from cds_nerf.diffusion.model_name import DEFAULT_MODEL
+from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
-from cds_nerf.shapes import prior_path
-
-BUNDLED = "shapes"
-"""What a recipe calls the bundled diffusion model."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Recipe:
     """The data to reconstruct, as for ns-train's --data. Needed where source_run is not given."""
     source_run: Path | None = None
     """The folder of a run to edit; the source stage is left out then. Its data is taken from the capture, if given."""
-    diffusion: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    diffusion: str = DEFAULT_MODEL
     """The diffusion model: a hub id, a diffusers folder, a .safetensors checkpoint, or "shapes" for the bundled one."""
     name: str | None = None
     """Of the edit, for its folders; by default made of the target prompt. Another name makes another edit."""
@@ -42,11 +40,6 @@ class Recipe:
     """Options of `ns-train cds-source` by name, such as `pipeline.model.num-levels: 8`."""
     edit: dict[str, Any] = field(default_factory=dict)
     """Options of `ns-train cds` by name, such as `pipeline.guidance.w-cut: 30`."""
-
-    @property
-    def diffusion_model(self) -> str:
-        """The diffusion model as `ns-train cds` takes it."""
-        return str(prior_path()) if self.diffusion == BUNDLED else self.diffusion
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -96,14 +89,9 @@ def _recipe(content: dict[Any, Any]) -> Recipe:
         if name not in values:
             raise UserError(f"{name} is missing")
     recipe = Recipe(**{name: value for name, value in values.items() if value is not None})
-    if recipe.source_prompt == recipe.target_prompt:
-        raise UserError(
-            f"source_prompt and target_prompt are both {recipe.source_prompt!r}: there is nothing to change"
-        )
+    check_prompts(recipe.source_prompt, recipe.target_prompt)
     if recipe.capture is None and recipe.source_run is None:
         raise UserError("capture is missing: give the data to reconstruct, or a source_run to edit")
-    if recipe.diffusion == BUNDLED and not prior_path().is_dir():
-        raise UserError(f"diffusion is {BUNDLED}, but this installation has no {prior_path()}")
     return recipe
 
 

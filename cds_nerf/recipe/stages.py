@@ -199,7 +199,7 @@ def _edit_stage(recipe: Recipe, output: Path, source_run: Path) -> Stage:
     options |= {
         "pipeline.source-prompt": [recipe.source_prompt],
         "prompt": [recipe.target_prompt],
-        "pipeline.diffusion": [recipe.diffusion_model],
+        "pipeline.diffusion": [recipe.diffusion],
     }
     config = cast(EditConfig, parse(command_line("cds", options)))
     return Stage(

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from cds_nerf.diffusion.model_name import BUNDLED_FOLDER
+
 
 def prior_path() -> Path:
     """The folder of the bundled latent diffusion model, for any `from_pretrained`; its README.md is the model card."""
-    return Path(__file__).parent / "prior"
+    return BUNDLED_FOLDER

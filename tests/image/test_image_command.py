@@ -16,6 +16,7 @@ from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf.cli import main
 from cds_nerf.diffusion.options import DiffusionOptions
+from cds_nerf.errors import UserAdvice
 from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
 
@@ -252,11 +253,12 @@ BAD_INPUT = {
     "empty prompt": (
         ["photos"],
         {"target": ("a pig", "")},
-        "target_prompt is ''; it must say what the image is to show",
+        "target_prompt is missing: describe what it is to become",
     ),
     "no prompt": (["photos"], {"target": ()}, "target_prompt is empty"),
     "same prompts": (["photos"], {"target": ("a cat",)}, "source_prompt and target_prompt are both 'a cat'"),
     "same but for a space": (["photos"], {"target": ("a cat ",)}, "source_prompt and target_prompt are both 'a cat'"),
+    "same but for a capital": (["photos"], {"target": ("A cat",)}, "source_prompt 'a cat' and target_prompt 'A cat'"),
     "prompt in an image's place": (
         ["a cat, " * 60],
         {},
@@ -318,6 +320,16 @@ def test_what_needs_no_model_is_told_before_it_is_loaded(
     Image.new("RGB", (20000, 10)).save("line.png")
     assert image_command("model", "line.png", "nowhere.png") == 1
     assert capsys.readouterr().err.count("cds-nerf: ") == 2
+
+
+def test_a_prompt_that_is_none_to_the_model_is_told_before_the_first_edit(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserAdvice, match=r"target_prompt has '\(1.2\)', which some programs take for weights"):
+        assert image_command(model, "photos", source="a cat, a", target=("a pig (1.2)", "a cat , a")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("cds-nerf: the model reads source_prompt 'a cat, a' and target_prompt 'a cat , a' alike")
+    assert files("edited") == []
 
 
 def test_help_has_examples_and_needs_no_torch() -> None:
