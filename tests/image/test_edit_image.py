@@ -172,7 +172,7 @@ def test_nothing_is_drawn_from_the_global_random_state(diffusion: LatentDiffusio
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source_prompt": " "}, "source_prompt is ' '"),
+        ({"source_prompt": " "}, "source_prompt is missing"),
         ({"target_prompt": "a cat"}, "both 'a cat'"),
         ({"target_prompt": ["a pig", "a dog"]}, "2 prompts for 1 images"),
         ({"steps": 0}, "steps is 0"),
