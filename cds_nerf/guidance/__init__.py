@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cds_nerf.diffusion import LatentDiffusion, TextEmbedding
-    from cds_nerf.guidance.cds import CDSGuidance, CDSOutput
     from cds_nerf.guidance.config import CDSGuidanceConfig
+    from cds_nerf.guidance.loss import CDSGuidance, CDSOutput
+    from cds_nerf.guidance.noisy_pair import NoisyPair
+    from cds_nerf.guidance.score import Score
 
-__all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "TextEmbedding"]
+__all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "NoisyPair", "Score", "TextEmbedding"]
 
 _MODULES = {
-    "CDSGuidance": "cds_nerf.guidance.cds",
+    "CDSGuidance": "cds_nerf.guidance.loss",
     "CDSGuidanceConfig": "cds_nerf.guidance.config",
-    "CDSOutput": "cds_nerf.guidance.cds",
+    "CDSOutput": "cds_nerf.guidance.loss",
     "LatentDiffusion": "cds_nerf.diffusion",
+    "NoisyPair": "cds_nerf.guidance.noisy_pair",
+    "Score": "cds_nerf.guidance.score",
     "TextEmbedding": "cds_nerf.diffusion",
 }
 

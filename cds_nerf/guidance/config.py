@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+import yaml
+
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.registry import score_class
+
+
+class PaperDefault(float):
+    """A number that nobody has told: the one of the score's paper, which is another for another score.
+
+    A command line hands on what was not typed as it is, and so it is known that it was not. In a file it is a number.
+    """
+
+
+yaml.add_representer(PaperDefault, lambda dumper, value: dumper.represent_float(float(value)))
 
 
 @dataclass
 class CDSGuidanceConfig:
-    """Settings of the Contrastive Denoising Score; the defaults are the reference implementation's."""
+    """Settings of the guidance; the defaults are those of the reference implementation of Contrastive Denoising Score.
 
-    guidance_scale: float = 7.5
-    """Classifier-free guidance scale of the noise predictions."""
+    Where `score` is another, guidance scale, contrastive weight and timesteps are its own unless they are told.
+    """
+
+    score: str = "cds"
+    """What says where the edit goes: cds (Contrastive Denoising Score), dds (Delta Denoising Score), sds (Score
+    Distillation Sampling), pds (Posterior Distillation Sampling), ids (Identity-preserving Distillation Sampling), or
+    one that an installed package registers."""
+    guidance_scale: float = PaperDefault(7.5)
+    """Classifier-free guidance scale of the noise predictions; by default the score's own: 7.5, and 100 for sds and
+    pds."""
     w_dds: float = 1.0
-    """Weight of the Delta Denoising Score, which makes the change."""
-    w_cut: float = 3.0
-    """Weight of the contrastive loss, which keeps the structure; 0 is plain Delta Denoising Score."""
+    """Weight of the score (the Delta Denoising Score or another), which makes the change."""
+    w_cut: float = PaperDefault(3.0)
+    """Weight of the contrastive loss, which keeps the structure, beside any score; 0 is none. By default the score's
+    own: 3 for cds, else 0."""
     n_patches: int = 256
     """How many patches of each self-attention feature map are compared, at the most."""
     patch_sizes: tuple[int, ...] = (1, 2)
     """Sides of the patches, in feature positions; each adds a term to the contrastive loss."""
     temperature: float = 0.07
     """Divides the cosine similarities of the contrastive loss."""
-    min_timestep: float = 0.05
-    """Least noise, as a fraction of the training timesteps."""
-    max_timestep: float = 0.95
-    """Most noise, as a fraction of the training timesteps."""
+    min_timestep: float = PaperDefault(0.05)
+    """Least noise, as a fraction of the training timesteps; by default the score's own: 0.05, and 0.02 for sds and
+    pds."""
+    max_timestep: float = PaperDefault(0.95)
+    """Most noise, as a fraction of the training timesteps; by default the score's own: 0.95, and 0.98 for sds and
+    pds."""
     contrastive_query: Literal["source", "target"] = "source"
     """Whose patches are classified among the other's. "source": the target's other patches are the negatives, as in
     the reference implementation. "target": the source's are, as in the paper's equation and in CUT."""
 
     def __post_init__(self) -> None:
+        # The default score's numbers stand above, so that no score has to be imported for them.
+        paper = CDSGuidanceConfig if self.score == CDSGuidanceConfig.score else score_class(self.score)
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), PaperDefault):
+                setattr(self, field.name, PaperDefault(getattr(paper, field.name)))
         rules = {
             "guidance_scale": (self.guidance_scale >= 0, "at least 0"),
             "w_dds": (self.w_dds >= 0, "at least 0"),

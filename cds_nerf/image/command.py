@@ -59,7 +59,7 @@ class EditImages:
     strip: bool = False
     """Also write IMAGE-PROMPT.strip.png: pictures on the way from the image to the result."""
     plot: bool = False
-    """Also write IMAGE-PROMPT.losses.png: both losses over the steps."""
+    """Also write IMAGE-PROMPT.losses.png: each term of the loss over the steps."""
     latents: bool = False
     """Also write IMAGE-PROMPT.safetensors: the source's and the result's latents."""
     settings: Annotated[ImageEditSettings, tyro.conf.arg(name="")] = field(default_factory=ImageEditSettings)

@@ -34,9 +34,15 @@ class ImageEdit:
     source_latents: Float[Tensor, "batch channels h w"]
     """The latents of the unedited image, scaled."""
     losses: dict[str, list[float]]
-    """"dds_loss" and "cut_loss" of each step, unweighted and summed over the batch."""
+    """The terms of the guidance's loss by name ("dds_loss" and "cut_loss" of Contrastive Denoising Score) at each step,
+    unweighted and summed over the batch."""
     interrupted: bool
     """Whether Ctrl-C ended the edit before its last step."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return max(map(len, self.losses.values()), default=0)
 
 
 def edit_image(
@@ -106,15 +112,17 @@ def edit_image(
         generator=[Generator().manual_seed(seed) for _ in range(batch)],
     )
     latents = source_latents.clone()
-    losses: dict[str, list[float]] = {"dds_loss": [], "cut_loss": []}
+    losses: dict[str, list[float]] = {}
     interrupted = False
     with progress_bar(description=target_prompts[0], total=steps, shown=progress) as bar:
         try:
             for step in descent:
                 latents = step.latents.clone()  # Ctrl-C may come in the middle of the next step
-                losses["dds_loss"].append(step.dds_loss)
-                losses["cut_loss"].append(step.cut_loss)
-                bar.set_postfix(dds=f"{step.dds_loss:.4g}", cut=f"{step.cut_loss:.4g}", refresh=False)
+                for name, loss in step.losses.items():
+                    losses.setdefault(name, []).append(loss)
+                bar.set_postfix(
+                    {name.removesuffix("_loss"): f"{loss:.4g}" for name, loss in step.losses.items()}, refresh=False
+                )
                 bar.update()
                 if callback is not None:
                     callback(step)

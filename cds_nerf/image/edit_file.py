@@ -87,7 +87,7 @@ def edit_file(
     before, after = as_pil(source), result
     if settings.keep_size:
         before, after = image, _at_own_size(image, mask, result, diffusion.image_multiple)
-    record = settings.record(path, source_prompt, target_prompt) | {"steps_done": len(edit.losses["dds_loss"])}
+    record = settings.record(path, source_prompt, target_prompt) | {"steps_done": edit.steps}
     profile = image.info.get("icc_profile")
     if "pair" in files:
         write_png(files["pair"], side_by_side([before, after]), record, profile)

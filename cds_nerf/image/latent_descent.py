@@ -23,10 +23,8 @@ class DescentStep:
     """From 1 to the number of steps."""
     latents: Float[Tensor, "batch channels h w"]
     """The target latents, detached; the next step changes them in place."""
-    dds_loss: float
-    """Delta Denoising Score, unweighted."""
-    cut_loss: float
-    """Contrastive loss, unweighted."""
+    losses: dict[str, float]
+    """The terms of the guidance's loss by name, unweighted."""
 
 
 def descend_latents(
@@ -70,7 +68,7 @@ def descend_latents(
     optimizer = torch.optim.SGD([target], lr=learning_rate)
     for index in range(steps):
         with torch.enable_grad():
-            losses = guidance(
+            out = guidance(
                 source_latents,
                 target,
                 source_text,
@@ -79,9 +77,9 @@ def descend_latents(
                 noise=None if noise is None else noise[index],
                 generator=generator,
             )
-            losses.loss.backward()
+            out.loss.backward()
         if mask is not None and target.grad is not None:
             target.grad *= mask
         optimizer.step()
         optimizer.zero_grad()
-        yield DescentStep(index + 1, target.detach(), losses.dds_loss.item(), losses.cut_loss.item())
+        yield DescentStep(index + 1, target.detach(), {name: loss.item() for name, loss in out.terms.items()})

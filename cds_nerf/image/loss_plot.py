@@ -9,20 +9,18 @@ from matplotlib.figure import Figure
 
 from cds_nerf.files import whole_file
 
-LABELS = {"dds_loss": "Delta Denoising Score", "cut_loss": "contrastive loss"}
-
 
 def write_loss_plot(path: Path, losses: Mapping[str, Sequence[float]], title: str) -> None:
-    """Plot one curve above the other over the steps, each with its own scale, as PNG.
+    """Plot one curve above the other over the steps, each with its own scale, as PNG; an empty panel without any.
 
     Raises:
         UserError: if the file cannot be written.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
-    panels = figure.subplots(len(losses), sharex=True, squeeze=False)[:, 0]
-    for panel, (name, values) in zip(panels, losses.items(), strict=True):
+    panels = figure.subplots(max(len(losses), 1), sharex=True, squeeze=False)[:, 0]
+    for panel, (name, values) in zip(panels, losses.items(), strict=False):
         panel.plot(range(1, len(values) + 1), values, linewidth=1)
-        panel.set_ylabel(LABELS.get(name, name))
+        panel.set_ylabel(name.replace("_", " "))
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)

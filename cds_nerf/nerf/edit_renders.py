@@ -40,8 +40,6 @@ class EditRenders:
         self.pipeline = pipeline
         self.directory = directory
         self.train_lock = train_lock
-        guidance = pipeline.guidance
-        self.delta_denoising = CDSGuidance(replace(guidance.config, w_cut=0.0), guidance.diffusion)
 
     def callbacks(self) -> list[TrainingCallback]:
         """For nerfstudio's trainer: a strip every so many steps, the result at the end."""
@@ -58,14 +56,14 @@ class EditRenders:
     def write_strip(self, step: int) -> None:
         """Source, edit and |gradient| of the first view side by side, as `strips/STEP.png` and in the event writer.
 
-        The gradient is the guidance's at one fixed timestep and noise, scaled to its own maximum: it shows where the
-        edit still wants to change something.
+        The gradient is the score's at one fixed timestep and noise, scaled to its own maximum: it shows where the edit
+        still wants to change something.
         """
         pipeline = self.pipeline
         diffusion = pipeline.guidance.diffusion
         source = pipeline.source.image(0)
         edit = pipeline.render_still(0)
-        gradient = self.delta_denoising(
+        gradient = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0), diffusion)(
             pipeline.source.latents(0),
             diffusion.encode(edit[None]),
             pipeline.source_text,

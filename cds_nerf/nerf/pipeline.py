@@ -59,7 +59,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """The text-to-image model: Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, by hub id, as a
     local diffusers folder or as a .safetensors checkpoint; or "shapes", the small one that comes with cds-nerf."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
-    """Settings of the Contrastive Denoising Score."""
+    """Settings of the guidance."""
     w_keep: float = 1.0
     """Weight of what keeps a view as the source's where both prompts agree about it; 0 lets the edit act anywhere."""
     guidance_resolution: int | None = None
@@ -108,8 +108,7 @@ class CDSPipeline(VanillaPipeline):
             self.target_text,
             generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
         )
-        losses["dds_loss"] = guidance.config.w_dds * out.dds_loss / config.draws_per_view
-        losses["cut_loss"] = guidance.config.w_cut * out.cut_loss / config.draws_per_view
+        losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if relevance is not None:
             difference = image - self.source.image(index).to(image)
             # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
