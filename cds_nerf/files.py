@@ -50,6 +50,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.partial")
     with _named_on_failure(path):
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"cannot write {path}: it is there already, with files in it")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:

@@ -16,7 +16,7 @@ from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.pipeline import PROMPT_FLAGS
-from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
+from cds_nerf.nerf.source_run import SourceRun, find_data, read_run_config
 
 FREE_ON_RESUME = (
     ("max_num_iterations",),
@@ -136,10 +136,7 @@ def _take_source_run(config: EditConfig, default: EditConfig, source: SourceRun)
         )
     pipeline, default_pipeline = config.pipeline, default.pipeline
     source_pipeline: Any = source.config.pipeline
-    pipeline.model = _typed_over(pipeline.model, default_pipeline.model, source_pipeline.model, "pipeline.model")
-    keys = read_checkpoint(source.checkpoint)["pipeline"].keys()
-    if hasattr(pipeline.model, "implementation") and not any(key.endswith("tcnn_encoding.params") for key in keys):
-        pipeline.model.implementation = "torch"  # the source fell back to it, whatever its configuration says
+    pipeline.model = _typed_over(pipeline.model, default_pipeline.model, source.model(), "pipeline.model")
 
     parser = pipeline.datamanager.dataparser
     typed_data = parser.data if parser.data != type(parser)().data else None
@@ -151,25 +148,22 @@ def _take_source_run(config: EditConfig, default: EditConfig, source: SourceRun)
     )
     if pipeline.datamanager.camera_res_scale_factor == default_pipeline.datamanager.camera_res_scale_factor:
         pipeline.datamanager.camera_res_scale_factor = source_pipeline.datamanager.camera_res_scale_factor
-    data = (
-        pipeline.datamanager.data
-        or typed_data
-        or source_pipeline.datamanager.data
-        or pipeline.datamanager.dataparser.data
-    )
-    if data is None or not data.exists():
+    data = pipeline.datamanager.data or typed_data or source.data()
+    if not data.exists():
         raise UserError(f"the data {data} of the source run is not there: give --data")
     config.data = pipeline.datamanager.data = data
 
-    groups = set(source.config.optimizers) - {"camera_opt"}  # the poses stay as they are
-    config.optimizers = {group: deepcopy(config.optimizers.get(group, config.optimizers["fields"])) for group in groups}
+    config.optimizers = {
+        group: deepcopy(config.optimizers.get(group, config.optimizers["fields"]))
+        for group in sorted(source.parameter_groups())  # the poses stay as they are
+    }
     config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
     for group in config.optimizers.values():
         scheduler = group["scheduler"]
         if isinstance(scheduler, ExponentialDecaySchedulerConfig) and scheduler.max_steps == DEFAULT_ITERATIONS:
             scheduler.max_steps = config.max_num_iterations
 
-    pipeline.source_checkpoint = source.checkpoint.resolve()
+    pipeline.source_checkpoint = source.checkpoint
     config.load_dir = config.load_checkpoint = config.load_step = None
 
 
@@ -206,7 +200,7 @@ def _take_resumed_run(config: EditConfig, default: EditConfig, directory: Path) 
         raise UserError(f"--pipeline.resume-from {directory} does not exist: give the folder of an interrupted edit")
     within = (directory, *directory.resolve().parents[:2])  # where its config.yml or a checkpoint was given
     directory = next((folder for folder in within if (folder / "config.yml").is_file()), directory)
-    run = read_run_config(directory)
+    run = read_run_config(directory, exactly=True)
     if type(run) is not type(config) or run.pipeline.source_checkpoint is None:
         raise UserError(
             f"--pipeline.resume-from {directory} is a {run.method_name} run, not an edit: edit it with --load-dir"
@@ -228,11 +222,9 @@ def _take_resumed_run(config: EditConfig, default: EditConfig, directory: Path) 
     for path in FREE_ON_RESUME:
         if (value := _at(config, path)) is not None:
             setattr(_at(resumed, path[:-1]), path[-1], value)
+    resumed.data = resumed.pipeline.datamanager.data = find_data(resumed, directory)
     resumed.output_dir, resumed.experiment_name = directory.parents[2], directory.parent.parent.name
     resumed.timestamp = directory.name
-    data = resumed.pipeline.datamanager.data
-    if data is None or not data.exists():
-        raise UserError(f"the data {data} of {directory} is not there: give --data")
     vars(config).update(vars(resumed))
 
 

@@ -2,54 +2,87 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.pipelines.base_pipeline import Pipeline
-from nerfstudio.utils.eval_utils import eval_setup
 from torchvision.utils import save_image
 
+from cds_nerf.files import whole_folder
+from cds_nerf.nerf.datamanager import CDSDataManagerConfig
+from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
+from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
 from cds_nerf.progress import progress_bar
 
 
-def open_run(run: Path) -> Pipeline:
-    """The pipeline of a run in evaluation mode with its newest checkpoint, wherever the run's folder has moved.
+def open_run(run: Path) -> CDSPipeline:
+    """The pipeline of an edit, or of a run as an edit would see it, with its newest checkpoint, in evaluation mode.
+
+    Neither the photographs nor the folder in which the run was made need be there.
 
     Args:
         run: the run folder.
+
+    Raises:
+        UserError: if the run, its checkpoint or its data cannot be read.
     """
-    run = run.resolve()
-
-    def where_it_is(config: TrainerConfig) -> TrainerConfig:
-        config.output_dir, config.experiment_name = run.parents[2], run.parents[1].name
-        config.method_name, config.timestamp = run.parent.name, run.name
-        return config
-
-    return eval_setup(run / "config.yml", test_mode="inference", update_config_callback=where_it_is)[1]
+    found = SourceRun.find(run)
+    config: Any = found.config.pipeline
+    if not isinstance(config, CDSPipelineConfig):
+        datamanager = CDSDataManagerConfig(
+            dataparser=config.datamanager.dataparser,
+            camera_res_scale_factor=config.datamanager.camera_res_scale_factor,
+        )
+        config = CDSPipelineConfig(datamanager=datamanager, model=found.model())
+    config.datamanager.data = found.data()
+    pipeline = config.setup(device="cuda" if torch.cuda.is_available() else "cpu", test_mode="inference")
+    checkpoint = read_checkpoint(found.checkpoint)
+    pipeline.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
+    return pipeline.eval()
 
 
 @torch.no_grad()
 def render_held_out(run: Path, folder: Path) -> None:
     """Render the views that a run was not trained on, at their own size, in evaluation mode, as PNG files.
 
-    They are called as their photographs are. The folder is written under another name and renamed, so that it is whole
-    where it exists.
+    They are called as their photographs are (see `picture_names`).
 
     Args:
         run: the run folder; its newest checkpoint is taken.
-        folder: for the pictures; replaced if it exists.
+        folder: for the pictures, which must not exist or be empty; it is whole where it exists.
+
+    Raises:
+        UserError: if the run cannot be opened, or the pictures cannot be written.
     """
     pipeline = open_run(run)
     dataset = pipeline.datamanager.eval_dataset
-    assert dataset is not None
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for index, photograph in enumerate(progress_bar(dataset.image_filenames, "Held-out views", unit="view")):
-        camera = dataset.cameras[index : index + 1].to(pipeline.device)
-        image = pipeline.model.get_outputs_for_camera(camera)["rgb"]
-        save_image(image.permute(2, 0, 1).clamp(0, 1), partial / f"{photograph.stem}.png")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with whole_folder(folder) as partial:
+        names = picture_names(dataset.image_filenames)
+        for index, name in enumerate(progress_bar(names, "Held-out views", unit="view")):
+            image = pipeline.field.render_frame(dataset.cameras[index : index + 1])
+            save_image(image.clamp(0, 1), partial / name)
+
+
+def picture_names(photographs: Sequence[Path]) -> list[str]:
+    """Names of PNG files for pictures of the same views: the photographs' own, as far as that tells them apart.
+
+    Those whose names are the same have their folders in front (`cam0_0001.png`, `cam1_0001.png`), and their numbers
+    behind if that is not enough. Names that differ in upper and lower case alone count as the same, as some disks have
+    it.
+    """
+    common = Counter(photograph.stem.casefold() for photograph in photographs)
+    taken = {stem for stem, count in common.items() if count == 1}
+    root = os.path.commonpath([photograph.parent for photograph in photographs]) if photographs else ""
+    names = []
+    for index, photograph in enumerate(photographs):
+        name = photograph.stem
+        if common[name.casefold()] > 1:
+            name = "_".join(photograph.relative_to(root).with_suffix("").parts)
+            while name.casefold() in taken:
+                name += f"_{index}"
+            taken.add(name.casefold())
+        names.append(f"{name}.png")
+    return names

@@ -33,7 +33,7 @@ from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.guidance.relevance import relevance_map
 from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
-from cds_nerf.nerf.source_run import read_checkpoint
+from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
@@ -255,12 +255,7 @@ class CDSPipeline(VanillaPipeline):
 
     def _own_state(self, loaded_state: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint's weights by the model's own names, checked to be all of them."""
-        state = {
-            key.removeprefix("module."): value
-            for key, value in loaded_state.items()
-            if not key.startswith("_model.lpips.")  # AlexNet's, of plain nerfstudio runs
-        }
-        own = self.state_dict()
+        state, own = model_state(loaded_state), self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not the model's" for key in state if key not in own]
         problems += [

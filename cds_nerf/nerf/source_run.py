@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from cds_nerf.errors import UserError, first_line
+from cds_nerf.nerf.config_loader import absent_in, load_config
+
+CONFIG_FILE = "config.yml"
+"""A run's settings, in its folder."""
 
 TRANSFORMS_FILE = "dataparser_transforms.json"
 """Where nerfstudio writes down how it normalised the poses of a run."""
+POSES = "_model.camera_optimizer.pose_adjustment"
+"""The name of the optimised poses in a checkpoint."""
+OLD_POSES = "datamanager.train_camera_optimizer.pose_adjustment"
+"""Their name in checkpoints of versions before 1.0."""
+WAY_OUT = "was the run made by a plugin that is not installed here, or by another nerfstudio?"
 
 
 @dataclass(frozen=True)
@@ -35,50 +49,147 @@ class SourceRun:
         """Find a run and its checkpoint.
 
         Args:
-            location: a run folder, the checkpoint folder in it, or one checkpoint file.
+            location: a run folder, the checkpoint folder in it, its `config.yml` or one checkpoint file; or a link to
+                one of them.
             step: the checkpoint's step; the newest without it.
 
         Raises:
             UserError: if there is no such run, no checkpoint in it, or its `config.yml` cannot be read; or a step is
                 given with a file.
         """
-        if not location.exists():
+        place = location.expanduser()
+        if not place.exists():
             raise UserError(f"--load-dir {location} does not exist: give the folder of a finished run")
-        if location.is_file():
-            if step is not None:
-                raise UserError(
-                    f"--load-step is {step}, but {location} is one checkpoint: give its run's folder, or no step"
-                )
-            directory = location.parent.parent
-            return cls(directory, read_run_config(directory), location)
-        if (location / "config.yml").is_file():
-            config = read_run_config(location)
-            return cls(location, config, _choose_checkpoint(location / config.relative_model_dir, step))
-        checkpoint = _choose_checkpoint(location, step)
-        return cls(location.parent, read_run_config(location.parent), checkpoint)
+        directory, place = _run_of(place)
+        config = read_run_config(directory)
+        if place in (directory, directory / CONFIG_FILE):
+            place = directory / config.relative_model_dir
+        if not place.is_file():
+            return cls(directory, config, _choose_checkpoint(place, step))
+        if step is not None:
+            raise UserError(
+                f"--load-step is {step}, but {location} is one checkpoint: give its run's folder, or no step"
+            )
+        return cls(directory, config, place)
+
+    def model(self) -> ModelConfig:
+        """The model's settings, corrected where the checkpoint says otherwise."""
+        model: Any = deepcopy(self.config.pipeline.model)
+        names = model_state(read_checkpoint(self.checkpoint)["pipeline"]).keys()
+        if hasattr(model, "implementation") and not any(name.endswith("tcnn_encoding.params") for name in names):
+            model.implementation = "torch"  # which nerfstudio falls back to without tiny-cuda-nn
+        if hasattr(model, "camera_optimizer") and POSES not in names:
+            model.camera_optimizer.mode = "off"  # a setting of the data in older versions of nerfstudio
+        return model
+
+    def parameter_groups(self) -> set[str]:
+        """The names of the model's parameter groups, but for the cameras' poses."""
+        trained = read_checkpoint(self.checkpoint).get("optimizers", {})
+        return {*trained, *self.config.optimizers} - {"camera_opt"}
+
+    def data(self) -> Path:
+        """Where the run's data are (see `find_data`)."""
+        return find_data(self.config, self.directory)
 
 
-def read_run_config(directory: Path) -> TrainerConfig:
-    """The `config.yml` of a run folder, by the loader that every ns- command uses.
+def _run_of(place: Path) -> tuple[Path, Path]:
+    """The folder of the run that a place belongs to, and the place by a name without links, `.` and `..`.
+
+    The run's folder is the place, one of the two folders above it, or so for what it links to.
+
+    Raises:
+        UserError: if none of these holds a `config.yml`.
+    """
+    places = Path(os.path.abspath(place)), place.resolve()
+    for start in places:
+        for folder in (start, *start.parents[:2]):
+            if (folder / CONFIG_FILE).is_file():
+                return folder, start
+    missing = (places[0].parents[1] if place.is_file() else places[0].parent) / CONFIG_FILE
+    raise UserError(
+        f"{missing} is missing: it says how the run's model is built; give the run folder, or its nerfstudio_models"
+    )
+
+
+def read_run_config(directory: Path, exactly: bool = False) -> TrainerConfig:
+    """The `config.yml` of a run folder; nothing in it is executed (see `config_loader`).
+
+    Args:
+        directory: the run folder.
+        exactly: refuse what the installed versions do not know, in place of leaving it out with a warning.
 
     Raises:
         UserError: if it is missing or cannot be read.
     """
-    path = directory / "config.yml"
+    path = directory / CONFIG_FILE
     if not path.is_file():
         raise UserError(
             f"{path} is missing: it says how the run's model is built; give the run folder, or its nerfstudio_models"
         )
-    try:
-        config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): "
-            "was the run made by a plugin that is not installed here, or by another nerfstudio?"
-        ) from error
+    config, left_out = load_config(path)
     if not isinstance(config, TrainerConfig):
         raise UserError(f"{path} is not the configuration of a nerfstudio run")
+    pipeline: Any = config.pipeline
+    for name, part, kind in (
+        ("pipeline", pipeline, VanillaPipelineConfig),
+        ("pipeline.model", getattr(pipeline, "model", None), ModelConfig),
+        ("pipeline.datamanager", getattr(pipeline, "datamanager", None), DataManagerConfig),
+    ):
+        if not isinstance(part, kind):
+            raise UserError(f"{path} has no {name}, but {absent_in(part) or type(part).__name__}: {WAY_OUT}")
+    for name, part in (
+        ("pipeline.model", pipeline.model),
+        ("pipeline.datamanager.dataparser", getattr(pipeline.datamanager, "dataparser", None)),
+    ):
+        if absent := absent_in(part):
+            raise UserError(f"{path} has a {name} with {absent}, which the versions here do not know: {WAY_OUT}")
+    if left_out and exactly:
+        raise UserError(f"{path} was written by other versions: those here do not know {', '.join(left_out)}")
+    if left_out:
+        CONSOLE.print(f"[yellow]{path}: left out, as the versions here do not know it: {', '.join(left_out)}")
     return config
+
+
+def find_data(config: TrainerConfig, directory: Path) -> Path:
+    """Where a run's data is: seen from here, or from where the run was started.
+
+    Args:
+        config: of the run.
+        directory: the run folder, still in its place below the folder that the run was started in.
+
+    Raises:
+        UserError: if it is in neither place.
+    """
+    datamanager: Any = config.pipeline.datamanager
+    data = datamanager.data or getattr(getattr(datamanager, "dataparser", None), "data", None)
+    if data is None:
+        raise UserError(f"{directory / CONFIG_FILE} names no data: give --data")
+    places = [data.expanduser()]
+    outputs, within = Path(os.path.abspath(directory)).parents[2:], config.output_dir.parts
+    if not data.is_absolute() and not config.output_dir.is_absolute() and outputs[0].parts[-len(within) :] == within:
+        places.append(outputs[len(within)] / data)
+    for place in places:
+        if place.exists():
+            return place
+    raise UserError(f"the data {' or '.join(map(str, places))} of {directory} is not there: give --data")
+
+
+def model_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The model's weights in a checkpoint, by the names that they have on one device.
+
+    What nerfstudio's pipelines and data managers add, and the network of a metric, is left out. The poses of versions
+    before 1.0, which were the data manager's, become the model's.
+
+    Args:
+        state: "pipeline" of a checkpoint.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    model = {key: value for key, value in state.items() if key.startswith("_model.")}
+    if all(key.startswith("_model.module.") for key in model):  # of several devices
+        model = {key.replace("_model.module.", "_model.", 1): value for key, value in model.items()}
+    if POSES not in model and OLD_POSES in state:
+        model[POSES] = state[OLD_POSES]
+    return {key: value for key, value in model.items() if not key.startswith("_model.lpips.")}
 
 
 def _choose_checkpoint(directory: Path, step: int | None) -> Path:

@@ -43,7 +43,7 @@ def render_edited_run(run: Path, orbit: int = 0, camera_path: Path | None = None
         UserError: if the run is no edit, its source is not there any more, or the camera path cannot be read.
     """
     pipeline = open_run(run)
-    if not isinstance(pipeline, CDSPipeline):
+    if pipeline.config.source_checkpoint is None:
         raise UserError(f"{run} is a run of another method: give the folder of an edit (outputs/SCENE/cds/TIME)")
     cameras, names = _cameras(pipeline, orbit, camera_path)
     after = [_posed(pipeline, camera) for camera in progress_bar(cameras, f"{run.name}, edit", unit="view")]
