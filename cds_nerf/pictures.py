@@ -1,4 +1,4 @@
-"""Reading image files of any kind as upright 8-bit RGB, and writing results that say how they were made."""
+"""Reading image files of any kind as 8-bit RGB or as masks, and writing results that say how they were made."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
+from cds_nerf.image_files import numbers_as_8_bits, open_upright, reading, upright
+from cds_nerf.masks import as_mask
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""The image formats that are read."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""How their files' names end."""
 SETTINGS_KEY = "cds-nerf"
 """The PNG text chunk that holds the settings, as JSON."""
 
@@ -26,55 +24,66 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
     The colour profile is kept in the image's `info`, and the values are not converted.
 
     Args:
-        path: a PNG, JPEG or WebP file.
+        path: a file of any format that Pillow reads.
         background: the colour behind transparent pixels.
 
     Raises:
         UserError: if there is no such file or it does not read as an image.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            file.load()
-            image = as_upright_rgb(file, background)
-            profile = file.info.get("icc_profile")
-            # One of greys or of inks says nothing of what they have become.
-            image.info = {"icc_profile": profile} if profile and file.mode in ("RGB", "RGBA", "P") else {}
-            return image
-    except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a PNG, JPEG or WebP image") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more pixels than can be trusted to an image reader: make it smaller") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on broken files
-        raise UserError(f"the image {path} cannot be read: {error}") from error
+    with reading(path):
+        file = open_upright(path)
+        image = as_upright_rgb(file, background)
+        profile = file.info.get("icc_profile")
+        # One of greys or of inks says nothing of what they have become.
+        image.info = {"icc_profile": profile} if file.mode in ("RGB", "RGBA", "P") and _is_for_rgb(profile) else {}
+        return image
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """A mask as 8-bit grey: white where something may happen.
+def read_mask(path: Path, size: tuple[int, int] | None = None, image: str | Path = "its image") -> Image.Image:
+    """A mask as 8-bit grey, white where something may happen: see `as_mask`.
 
     Args:
-        path: a picture of any mode that a painting program saves.
+        path: a picture of any mode and depth that a painting program saves.
         size: the width and height that it must have, if given.
+        image: what has this size, by its name.
 
     Raises:
         UserError: if it cannot be read or has another size.
     """
-    mask = read_image(path, background="black").convert("L")
+    with reading(path):
+        mask = as_mask(open_upright(path))
     if size is not None and mask.size != size:
-        raise UserError(f"the mask {path} is {mask.width}x{mask.height} pixels; it must be {size[0]}x{size[1]}")
+        raise UserError(
+            f"the mask {path} is {mask.width}x{mask.height} pixels; it must be {size[0]}x{size[1]} as {image} is"
+        )
     return mask
 
 
 def as_upright_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """The image as 8-bit RGB: turned as its EXIF data say, 16-bit values scaled, transparency composited."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit; Pillow's own conversion to 8 bits clips
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    """The image as 8-bit RGB: turned as its EXIF data say, numbers of other depths scaled, transparency composited.
+
+    Raises:
+        UserError: if it has values that are no numbers.
+    """
+    image = upright(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversions to 8 bits clip
+        image = Image.fromarray(numbers_as_8_bits(np.asarray(image), white=65535))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(numbers_as_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
+
+
+def _is_for_rgb(profile: bytes | None) -> bool:
+    """Whether a colour profile is one, says what RGB values mean, and fits into a PNG that Pillow opens again."""
+    return (
+        profile is not None
+        and len(profile) <= PngImagePlugin.MAX_TEXT_CHUNK
+        and profile[16:20] == b"RGB "
+        and profile[36:40] == b"acsp"
+    )
 
 
 def write_png(path: Path, image: Image.Image, settings: dict[str, Any], icc_profile: bytes | None = None) -> None:

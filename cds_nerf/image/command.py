@@ -16,7 +16,7 @@ from cds_nerf.errors import UserError
 from cds_nerf.image.naming import find_images, output_files
 from cds_nerf.image.settings import ImageEditSettings
 from cds_nerf.image.sizing import check_proportions
-from cds_nerf.pictures import read_image
+from cds_nerf.pictures import read_image, read_mask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ class EditImages:
         self.settings.check()
         images = find_images(self.images)
         outputs = output_files(images, prompts, self.output.expanduser())
-        mask = None if self.settings.mask is None else read_image(self.settings.mask, background="black").convert("L")
+        mask = None if self.settings.mask is None else read_mask(self.settings.mask)
         _check_writable(next(iter(outputs.values())).parent)
 
         diffusion: LatentDiffusion | None = None

@@ -19,6 +19,8 @@ from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
 from cds_nerf.image.settings_check import check_seed
 from cds_nerf.image.sizing import edit_size, resize
+from cds_nerf.image_files import upright, white_level
+from cds_nerf.masks import as_mask
 from cds_nerf.pictures import as_upright_rgb
 from cds_nerf.progress import progress_bar
 
@@ -75,8 +77,9 @@ def edit_image(
         steps: how many times the latents are moved.
         learning_rate: of the gradient descent.
         seed: of the timesteps, noise and patches; on one device the same seed gives the same result.
-        mask: where the edit may act, above 0.5 or mid-grey, of the image's height and width. Outside, the result's
-            pixels are the image's; inside, the edit fades in from the seam.
+        mask: where the edit may act, of the image's height and width: a picture of any mode, by the rule of `as_mask`,
+            or a tensor in 0..1 or on a scale to 255 or 65535; above the middle counts. Outside, the result's pixels are
+            the image's; inside, the edit fades in from the seam.
         timesteps: of each step, in place of drawn ones.
         noise: of each step, in place of drawn one.
         callback: called after each step.
@@ -95,7 +98,7 @@ def edit_image(
         check_prompts(source, target)
         diffusion.check_prompts(source, target)
     check_seed(seed)
-    masks = None if mask is None else _as_mask_batch(mask, images)
+    masks = None if mask is None else _as_mask_batch(mask, image, images)
     with torch.no_grad():
         source_latents = diffusion.encode(images)
 
@@ -161,9 +164,9 @@ def _prompts(name: str, prompt: str | Sequence[str], batch: int) -> list[str]:
 
 def _as_batch(image: Image.Image | Tensor, diffusion: LatentDiffusion) -> Float[Tensor, "batch 3 height width"]:
     if isinstance(image, Image.Image):
-        upright = as_upright_rgb(image)
-        size = edit_size(*upright.size, diffusion.native_size, diffusion.image_multiple)
-        return to_tensor(resize(upright, size))[None]
+        picture = as_upright_rgb(image)
+        size = edit_size(*picture.size, diffusion.native_size, diffusion.image_multiple)
+        return to_tensor(resize(picture, size))[None]
     if not isinstance(image, Tensor) or image.ndim not in (3, 4) or image.shape[-3] != 3 or not len(image):
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"image is {got}; it must be a PIL image or a tensor [3,H,W] or [B,3,H,W]")
@@ -172,14 +175,31 @@ def _as_batch(image: Image.Image | Tensor, diffusion: LatentDiffusion) -> Float[
     return image.reshape(-1, *image.shape[-3:])
 
 
-def _as_mask_batch(mask: Image.Image | Tensor, images: Tensor) -> Bool[Tensor, "batch 1 height width"]:
+def _as_mask_batch(
+    mask: Image.Image | Tensor, image: Image.Image | Tensor, images: Float[Tensor, "batch 3 height width"]
+) -> Bool[Tensor, "batch 1 height width"]:
+    """The mask of an image as it was given, for the images that it has become."""
     height, width = images.shape[-2:]
-    values = to_tensor(resize(mask.convert("L"), (width, height))) if isinstance(mask, Image.Image) else mask
-    if values.shape[-2:] != images.shape[-2:] or values.numel() not in (height * width, len(images) * height * width):
-        raise UserError(
-            f"mask has shape {list(values.shape)}; it must be [{height},{width}], one or one for each image"
-        )
+    if isinstance(mask, Image.Image):
+        mask = as_mask(mask)
+        size = upright(image).size if isinstance(image, Image.Image) else (width, height)
+        if mask.size != size:
+            raise UserError(
+                f"mask is {mask.width}x{mask.height} pixels and the image {size[0]}x{size[1]}: they must be of one size"
+            )
+        values = to_tensor(resize(mask, (width, height)))
+    elif isinstance(mask, Tensor):
+        values = mask.detach().float()
+        if values.shape[-2:] != images.shape[-2:] or values.numel() not in (height * width, images[:, 0].numel()):
+            raise UserError(
+                f"mask has shape {list(values.shape)}; it must be [{height},{width}], one or one for each image"
+            )
+        if not values.isfinite().all():
+            raise UserError("mask has values that are no numbers; they must be in 0..1")
+        values = values / white_level(values.max().item())
+    else:
+        raise UserError(f"mask is {type(mask).__name__}; it must be a PIL image or a tensor [H,W]")
     masks = (values.reshape(-1, 1, height, width) > 0.5).expand(len(images), -1, -1, -1).to(images.device)
     if not masks.flatten(1).any(dim=1).all():
-        raise UserError("mask is empty: make white what may change")
+        raise UserError(f"mask is empty at the edit's {width}x{height} pixels: make white what may change")
     return masks

@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from cds_nerf.errors import UserError
-from cds_nerf.pictures import SUFFIXES
+from cds_nerf.image_files import is_image_name
 
 SLUG_LENGTH = 60
 """Letters of a prompt that go into a file's name, at most."""
@@ -39,7 +39,7 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
         else:
             images = [path]
         if not images:
-            raise UserError(f"{argument} has no images ({', '.join(SUFFIXES)})")
+            raise UserError(f"{argument} has no images")
         found += images
     if not found:
         raise UserError("there are no images to edit: name files, folders or glob patterns")
@@ -57,7 +57,7 @@ def output_files(images: Sequence[Path], prompts: Sequence[str], output: Path) -
     Raises:
         UserError: if the output is a file for several edits, or of another format than PNG.
     """
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if is_image_name(output) and not output.is_dir():
         if output.suffix.lower() != ".png":
             raise UserError(f"output is {output}, but edits are written as PNG: call it {output.with_suffix('.png')}")
         if len(images) * len(prompts) != 1:
@@ -81,9 +81,7 @@ def output_files(images: Sequence[Path], prompts: Sequence[str], output: Path) -
 
 
 def _images_among(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
+    return sorted(path for path in paths if is_image_name(path) and path.is_file() and not path.name.startswith("."))
 
 
 def _shortened(name: str, length: int) -> str:

@@ -31,7 +31,9 @@ class ImageEditSettings:
     keep_size: bool = False
     """Bring the result back to the image's own size; otherwise it has the edit's."""
     mask: Path | None = None
-    """Image of the same size, white where the edit may act; elsewhere the result's pixels are the image's."""
+    """Picture of the image's size, white where the edit may act; elsewhere the result's pixels are the image's. Any
+    mode and depth: values of 0 and 1 are black and white, and in a picture that is transparent in places what is opaque
+    may change, unless it is drawn in black and white."""
     guidance: Annotated[CDSGuidanceConfig, tyro.conf.arg(name="")] = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
     diffusion: Annotated[DiffusionOptions, tyro.conf.arg(name="")] = field(default_factory=DiffusionOptions)

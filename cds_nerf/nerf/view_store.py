@@ -96,9 +96,10 @@ class ViewStore:
         size = self.image(index).shape[1:]
         if not path.exists():
             map = self.measure_relevance(self.latents(index), index)
+            map = map.where(map >= 2 / 255, 0)  # a picture with no values but 0 and 1 would count as black and white
             with whole_file(path) as file:
                 to_pil_image(F.interpolate(map, size, mode="bilinear")[0].cpu()).save(file)
-        return to_tensor(read_mask(path, size=(size[1], size[0])))
+        return to_tensor(read_mask(path, size=(size[1], size[0]), image=self._path("views", index)))
 
     def frame(self, index: int) -> Float[Tensor, "3 height width"]:
         """A frame of the orbit, in 0..1.

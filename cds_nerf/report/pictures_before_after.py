@@ -8,7 +8,8 @@ from torchvision.transforms.functional import to_tensor
 
 from cds_nerf.errors import UserError
 from cds_nerf.evaluation.edit_metrics import EditedViews
-from cds_nerf.pictures import SUFFIXES, read_image, read_mask
+from cds_nerf.image_files import is_image_name
+from cds_nerf.pictures import read_image, read_mask
 
 
 def read_edited_pictures(
@@ -57,14 +58,17 @@ def read_edited_pictures(
         after=[to_tensor(read_image(others[name])) for name in names],
         relevant=None
         if masks is None
-        else [to_tensor(read_mask(masks[name], size=picture.size)) > 0.5 for name, picture in pictures.items()],
+        else [
+            to_tensor(read_mask(masks[name], size=picture.size, image=names[name])) > 0.5
+            for name, picture in pictures.items()
+        ],
         source_prompt=source_prompt,
         target_prompt=target_prompt,
     )
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if is_image_name(path))
     found: dict[str, Path] = {}
     for path in paths:
         if path.stem in found:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -131,6 +132,27 @@ def test_outside_the_mask_pixels_and_latents_are_exactly_the_inputs(diffusion: L
     assert torch.equal(moved, touched)
 
 
+@pytest.mark.parametrize("kind", ["bools", "bytes", "ones", "floats to 255", "RGBA", "16 bits", "erased"])
+def test_masks_of_every_kind_are_the_same_mask(diffusion: LatentDiffusion, images: Tensor, kind: str) -> None:
+    white = np.zeros((32, 48), dtype=np.uint8)
+    white[9:30, 14:41] = 255
+    photo = Image.fromarray((images[1] * 255).byte().permute(1, 2, 0).numpy())
+    photo.putalpha(Image.fromarray(white))
+    masks = {
+        "bools": torch.from_numpy(white > 0),
+        "bytes": torch.from_numpy(white),
+        "ones": torch.from_numpy(white // 255)[None],
+        "floats to 255": torch.from_numpy(white).float(),
+        "RGBA": Image.fromarray(white).convert("RGBA"),
+        "16 bits": Image.fromarray(white.astype(np.uint16)),
+        "erased": photo,
+    }
+    settings = {"steps": 1, "learning_rate": 10, "progress": False}
+    plain = edit_image(images[0], "a cat", "a pig", diffusion, mask=torch.from_numpy(white / 255), **settings)
+    other = edit_image(images[0], "a cat", "a pig", diffusion, mask=masks[kind], **settings)
+    assert torch.equal(plain.image, other.image)
+
+
 def test_the_edit_fades_in_from_the_mask_s_seam(diffusion: LatentDiffusion, images: Tensor) -> None:
     mask = torch.zeros(32, 48)
     mask[:, 20:] = 1
@@ -184,6 +206,10 @@ def test_nothing_is_drawn_from_the_global_random_state(diffusion: LatentDiffusio
         ({"image": Image.new("RGB", (20000, 10))}, "20000x10 pixels"),
         ({"mask": torch.zeros(32, 48)}, "mask is empty"),
         ({"mask": torch.ones(32, 32)}, r"must be \[32,48\]"),
+        ({"mask": torch.full((32, 48), torch.nan)}, "mask has values that are no numbers"),
+        ({"mask": Image.new("L", (48, 48), 255)}, "mask is 48x48 pixels and the image 48x32"),
+        ({"mask": Image.new("RGBA", (48, 32))}, "mask is empty"),
+        ({"mask": [[1, 0]]}, "mask is list; it must be a PIL image or a tensor"),
         ({"config": CDSGuidanceConfig(patch_sizes=(64,))}, "patch_sizes has 64"),
         ({"timesteps": torch.tensor([3])}, "timesteps has 1 entries for 2 steps"),
     ],
