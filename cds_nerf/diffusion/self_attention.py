@@ -5,8 +5,9 @@ Hooks leave the attention processors alone, and so the fused attention on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
@@ -16,17 +17,31 @@ from torch import Tensor, nn
 from cds_nerf.errors import UserError
 
 
-def self_attention_layers(unet: UNet2DConditionModel) -> list[tuple[Transformer2DModel, nn.Module]]:
-    """The self-attentions (`attn1`) of the up blocks in the order they run, each with the transformer around it.
+@dataclass(frozen=True)
+class SelfAttention:
+    """One self-attention of an up block."""
+
+    transformer: Transformer2DModel
+    """The transformer around it."""
+    attention: nn.Module
+    """The layer, `attn1`."""
+    downsampling: int
+    """By how much smaller than the latents its feature map is."""
+
+
+def self_attention_layers(unet: UNet2DConditionModel) -> list[SelfAttention]:
+    """The self-attentions (`attn1`) of the up blocks in the order they run, from coarse to fine.
 
     Raises:
         UserError: if there are none.
     """
-    layers: list[tuple[Transformer2DModel, nn.Module]] = []
-    for module in unet.up_blocks.modules():
-        if isinstance(module, Transformer2DModel):
-            attentions = [block.attn1 for block in module.transformer_blocks]
-            layers += [(module, attention) for attention in attentions if not attention.is_cross_attention]
+    layers: list[SelfAttention] = []
+    for following, up_block in reversed(list(enumerate(reversed(unet.up_blocks)))):
+        for module in up_block.modules():
+            if isinstance(module, Transformer2DModel):
+                attentions = [block.attn1 for block in module.transformer_blocks]
+                # Every up block but the last doubles the resolution at its end.
+                layers += [SelfAttention(module, a, 2**following) for a in attentions if not a.is_cross_attention]
     if not layers:
         raise UserError(
             f"the up blocks of this UNet ({', '.join(type(block).__name__ for block in unet.up_blocks)}) have no "
@@ -37,7 +52,7 @@ def self_attention_layers(unet: UNet2DConditionModel) -> list[tuple[Transformer2
 
 @contextmanager
 def self_attention_features(
-    unet: UNet2DConditionModel, rows: slice = slice(None)
+    unet: UNet2DConditionModel, rows: slice = slice(None), layers: Sequence[SelfAttention] | None = None
 ) -> Iterator[list[Float[Tensor, "rows channels h w"]]]:
     """Collect the up blocks' self-attention outputs (after the output projection) of the one UNet call made within.
 
@@ -48,11 +63,12 @@ def self_attention_features(
     Args:
         unet: the UNet that is called within the context.
         rows: which samples of the batch to keep.
+        layers: which self-attentions; all of `self_attention_layers` by default.
 
     Yields:
         A list that the call fills, one entry a layer, from coarse to fine.
     """
-    layers = self_attention_layers(unet)
+    layers = self_attention_layers(unet) if layers is None else layers
     features: list[Tensor] = []
     sizes: list[torch.Size] = []
 
@@ -66,8 +82,8 @@ def self_attention_features(
 
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restores the mode at the end
-        for transformer in {id(transformer): transformer for transformer, _ in layers}.values():
+        for transformer in {id(layer.transformer): layer.transformer for layer in layers}.values():
             stack.callback(transformer.register_forward_pre_hook(note_size).remove)
-        for _, attention in layers:
-            stack.callback(attention.register_forward_hook(collect).remove)
+        for layer in layers:
+            stack.callback(layer.attention.register_forward_hook(collect).remove)
         yield features

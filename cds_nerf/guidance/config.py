@@ -52,6 +52,18 @@ class CDSGuidanceConfig:
     max_timestep: float = PaperDefault(0.95)
     """Most noise, as a fraction of the training timesteps; by default the score's own: 0.95, and 0.98 for sds and
     pds."""
+    timestep_schedule: Literal["uniform", "decreasing"] = "uniform"
+    """How much noise a step takes. "uniform": any amount between the bounds. "decreasing": the most at first and the
+    least in the end, over the edit's steps."""
+    timestep_spread: float = 0.2
+    """Of the decreasing schedule: the share of the range between the bounds from which each step draws; 0 leaves
+    nothing to chance, 1 is uniform."""
+    contrastive_layers: tuple[int, ...] = ()
+    """Which self-attentions of the UNet's up blocks take part in the contrastive loss, counted from 0, the coarsest;
+    all if none is given."""
+    contrastive_resolutions: tuple[int, ...] = ()
+    """Which take part by resolution: by how much smaller than the latents their feature maps are, such as 2 4; all if
+    none is given. A Stable Diffusion 1.x model has 1, 2 and 4."""
     contrastive_query: Literal["source", "target"] = "source"
     """Whose patches are classified among the other's. "source": the target's other patches are the negatives, as in
     the reference implementation. "target": the source's are, as in the paper's equation and in CUT."""
@@ -71,6 +83,10 @@ class CDSGuidanceConfig:
             "temperature": (self.temperature > 0, "greater than 0"),
             "min_timestep": (0 <= self.min_timestep <= self.max_timestep, "between 0 and max_timestep"),
             "max_timestep": (self.max_timestep <= 1, "at most 1: it is a fraction of the training timesteps"),
+            "timestep_schedule": (self.timestep_schedule in ("uniform", "decreasing"), "'uniform' or 'decreasing'"),
+            "timestep_spread": (0 <= self.timestep_spread <= 1, "between 0 and 1"),
+            "contrastive_layers": (min(self.contrastive_layers, default=0) >= 0, "indices of at least 0"),
+            "contrastive_resolutions": (min(self.contrastive_resolutions, default=1) >= 1, "at least 1 each"),
             "contrastive_query": (self.contrastive_query in ("source", "target"), "'source' or 'target'"),
         }
         for name, (valid, rule) in rules.items():

@@ -12,14 +12,16 @@ from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
 from cds_nerf.diffusion.latent_diffusion import LatentDiffusion, TextEmbedding
-from cds_nerf.diffusion.self_attention import self_attention_layers
+from cds_nerf.diffusion.self_attention import SelfAttention, self_attention_layers
 from cds_nerf.errors import UserError
 from cds_nerf.guidance.cds import contrastive_loss
 from cds_nerf.guidance.config import CDSGuidanceConfig
+from cds_nerf.guidance.contrastive_layers import select_layers
 from cds_nerf.guidance.draws import Generators, draw_noise, draw_positions, draw_timesteps
 from cds_nerf.guidance.noisy_pair import Features, NoisyPair
 from cds_nerf.guidance.registry import score_class
 from cds_nerf.guidance.score import Score
+from cds_nerf.guidance.timestep_schedule import timestep_bounds
 
 CONTRASTIVE = "cut_loss"
 """The contrastive loss's name among the terms."""
@@ -67,15 +69,14 @@ class CDSGuidance:
         diffusion: the model.
 
     Raises:
-        UserError: if there is no such score, or a contrastive weight and no self-attention in the UNet's up blocks.
+        UserError: if there is no such score, or a contrastive weight and no such self-attention in the UNet.
     """
 
     def __init__(self, config: CDSGuidanceConfig, diffusion: LatentDiffusion) -> None:
         self.config = config
         self.diffusion = diffusion
         score_class(config.score)
-        if config.w_cut:
-            self_attention_layers(diffusion.unet)
+        self._contrastive_layers()
 
     def __call__(
         self,
@@ -86,6 +87,8 @@ class CDSGuidance:
         timestep: Int[Tensor, " batch"] | None = None,
         noise: Float[Tensor, "batch channels h w"] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
+        step: int | None = None,
+        steps: int | None = None,
     ) -> CDSOutput:
         """The loss of target latents against source latents, which share timestep and noise.
 
@@ -98,6 +101,8 @@ class CDSGuidance:
             noise: standard normal; drawn where not given.
             generator: draws what is not given, and the patches. With a sequence of one generator an item, each item
                 gets the draws that it would get alone.
+            step: of the edit, from 0; a timestep schedule that depends on it wants to know.
+            steps: how many the edit has in all.
 
         Raises:
             UserError: if the shapes do not fit together, a timestep is none of the score's, or a patch is larger than a
@@ -109,7 +114,7 @@ class CDSGuidance:
         score = score_class(config.score)()
         generators = _one_each(generator, len(target_latents))
         if timestep is None:
-            timestep = self._draw_timestep(generators)
+            timestep = self._draw_timestep(generators, step, steps)
         if noise is None:
             noise = draw_noise(target_latents, generators)
         _check_inputs(source_latents, target_latents, (source_text, target_text), timestep, noise)
@@ -127,7 +132,7 @@ class CDSGuidance:
                 timestep.to(device),
                 noise.to(device, dtype),
                 config.guidance_scale,
-                takes_features=config.w_cut > 0,
+                self._contrastive_layers(),
             )
             gradient = score.gradient(pair).detach()
             per_latent = 2000 / target[0, 0].numel()
@@ -159,10 +164,16 @@ class CDSGuidance:
         )
         return _Term(loss.detach(), pair.contrastive_gradient(loss))
 
-    def _draw_timestep(self, generators: Generators) -> Int[Tensor, " batch"]:
-        config, timesteps = self.config, len(self.diffusion.alphas_cumprod)
-        grid = score_class(config.score)().timestep_grid(timesteps)
-        least, most = (int(fraction * timesteps) for fraction in (config.min_timestep, config.max_timestep))
+    def _contrastive_layers(self) -> list[SelfAttention]:
+        """The self-attentions that take part in the contrastive loss; none where it has no weight."""
+        return select_layers(self.config, self_attention_layers(self.diffusion.unet)) if self.config.w_cut else []
+
+    def _draw_timestep(
+        self, generators: Generators, step: int | None = None, steps: int | None = None
+    ) -> Int[Tensor, " batch"]:
+        timesteps = len(self.diffusion.alphas_cumprod)
+        grid = score_class(self.config.score)().timestep_grid(timesteps)
+        least, most = (round(bound * timesteps) for bound in timestep_bounds(self.config, step, steps))
         return draw_timesteps(grid, least, most, generators)
 
     def _check_finite(self, gradient: Tensor, timestep: Tensor) -> None:

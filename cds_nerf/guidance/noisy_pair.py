@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cds_nerf.diffusion.latent_diffusion import LatentDiffusion, TextEmbedding
-from cds_nerf.diffusion.self_attention import self_attention_features
+from cds_nerf.diffusion.self_attention import SelfAttention, self_attention_features
 
 FLOAT16_LOSS_SCALE = 2.0**12
 """The contrastive loss is multiplied by this on its way back through a float16 UNet, where its gradient would
@@ -46,8 +46,8 @@ class NoisyPair:
         timestep: t of each item.
         noise: ε, standard normal.
         guidance_scale: s of ε̂(z_t, y) = ε_∅ + s (ε_y - ε_∅).
-        takes_features: whether `noise_predictions` and `target_noise_prediction` keep the self-attention features of
-            source and target, for the contrastive loss.
+        feature_layers: whose features of source and target `noise_predictions` and `target_noise_prediction` keep, for
+            the contrastive loss; none where there is no such loss.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NoisyPair:
         timestep: Int[Tensor, " batch"],
         noise: Float[Tensor, "batch channels h w"],
         guidance_scale: float,
-        takes_features: bool,
+        feature_layers: Sequence[SelfAttention],
     ) -> None:
         self.source = source
         self.target = target.detach()
@@ -71,7 +71,7 @@ class NoisyPair:
         self._differentiable_target = target
         self._texts = {"source": source_text, "target": target_text}
         self._guidance_scale = guidance_scale
-        self._takes_features = takes_features
+        self._feature_layers = feature_layers
 
     @property
     def training_timesteps(self) -> int:
@@ -106,7 +106,7 @@ class NoisyPair:
         2 UNet samples a view; where features are taken, the target's is with gradient, and the source's prompt is a
         third.
         """
-        source = [self._sample("source", self.add_noise(self.source))] if self._takes_features else []
+        source = [self._sample("source", self.add_noise(self.source))] if self._feature_layers else []
         *_, unconditional, conditional = self._predict(source)
         return self._guided(unconditional, conditional)
 
@@ -142,13 +142,13 @@ class NoisyPair:
         As few UNet calls as can be: one, or two where the last sample is the one with gradient, for its features.
         """
         empty_target = self._sample("target", self.add_noise(self.target, noise), unconditional=True)
-        if not self._takes_features:
+        if not self._feature_layers:
             with torch.no_grad():
                 return self._call_unet([*source, empty_target, self._sample("target", empty_target.noisy_latents)])
-        unet, batch = self._diffusion.unet, len(self.target)
-        with torch.no_grad(), self_attention_features(unet, slice(batch)) as source_features:
+        unet, layers, batch = self._diffusion.unet, self._feature_layers, len(self.target)
+        with torch.no_grad(), self_attention_features(unet, slice(batch), layers) as source_features:
             predictions = self._call_unet([*source, empty_target])
-        with self_attention_features(unet) as target_features:
+        with self_attention_features(unet, layers=layers) as target_features:
             (last,) = self._call_unet([self._sample("target", self.add_noise(self._differentiable_target, noise))])
         self.features = Features(source_features, target_features)
         return [*predictions, last.detach()]

@@ -76,6 +76,8 @@ def descend_latents(
                 timestep=None if timesteps is None else timesteps[index].expand(len(target)),
                 noise=None if noise is None else noise[index],
                 generator=generator,
+                step=index,
+                steps=steps,
             )
             out.loss.backward()
         if mask is not None and target.grad is not None:

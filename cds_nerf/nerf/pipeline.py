@@ -107,6 +107,8 @@ class CDSPipeline(VanillaPipeline):
             self.source_text,
             self.target_text,
             generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
+            step=step,
+            steps=self.steps,
         )
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if relevance is not None:
@@ -155,18 +157,19 @@ class CDSPipeline(VanillaPipeline):
         """A frame of the orbit, as ns-render shows it."""
         return self.field.render_frame(self.orbit[index])
 
-    def begin_edit(self, directory: Path, seed: int) -> None:
+    def begin_edit(self, directory: Path, seed: int, steps: int) -> None:
         """Load the diffusion model and bring the source's views, rendered before the first step, into the run folder.
 
         Args:
             directory: the run folder.
             seed: of all that is random in the edit.
+            steps: how many the edit has, those before an interruption included.
 
         Raises:
             UserError: if the diffusion model cannot be had, or the guidance's settings do not fit it.
         """
         config = self.config
-        self.seed = seed
+        self.seed, self.steps = seed, steps
         device = torch.device(config.guidance_device or self.device)
         dtype = config.guidance_dtype or ("float32" if device.type == "cpu" else "float16")
         diffusion = LatentDiffusion.from_pretrained(config.diffusion, device, getattr(torch, dtype))
@@ -212,6 +215,8 @@ class CDSPipeline(VanillaPipeline):
             self.source_text,
             self.target_text,
             generator=torch.Generator().manual_seed(self.seed),
+            step=0,
+            steps=self.steps,
         )
 
     @contextmanager

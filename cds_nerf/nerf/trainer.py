@@ -62,8 +62,10 @@ class CDSTrainer(ProgressTrainer):
         with self._plain_ending():
             super().setup(test_mode)
             self._check_poses()
+            steps = self.config.max_num_iterations
+            assert steps is not None
             with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
-                self.pipeline.begin_edit(self.base_dir, self.config.machine.seed)
+                self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps)
             self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
 
     def _check_poses(self) -> None:

@@ -50,9 +50,9 @@ def inputs(batch: int = 2) -> dict[str, Any]:
     }
 
 
-def cut_gradient(unet: UNet2DConditionModel, loss: Callable[..., Any] | None = None) -> Tensor:
+def cut_gradient(unet: UNet2DConditionModel, loss: Callable[..., Any] | None = None, **settings: Any) -> Tensor:
     """The contrastive gradient of the shipped guidance, or of the plain one."""
-    diffusion, config, arguments = LatentDiffusion(unet, SCHEDULER), CDSGuidanceConfig(), inputs()
+    diffusion, config, arguments = LatentDiffusion(unet, SCHEDULER), CDSGuidanceConfig(**settings), inputs()
     if loss is None:
         cut_loss = CDSGuidance(config, diffusion)(**arguments).cut_loss
     else:
@@ -69,6 +69,7 @@ def test_features_are_the_self_attentions_outputs_from_coarse_to_fine() -> None:
         unet(*call)
     assert len(features) == len(plain) == len(self_attention_layers(unet)) == 8
     assert [feature.shape[2:] for feature in features] == [(3, 5)] * 4 + [(6, 10)] * 4
+    assert [layer.downsampling for layer in self_attention_layers(unet)] == [4] * 4 + [2] * 4
     for feature, expected in zip(features, plain, strict=True):
         torch.testing.assert_close(feature.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -139,3 +140,50 @@ def test_a_unet_without_self_attention_in_the_up_blocks_says_so_and_does_for_pla
     arguments = inputs()
     CDSGuidance(CDSGuidanceConfig(w_cut=0), diffusion)(**arguments).loss.backward()
     assert arguments["target_latents"].grad.abs().sum() > 0
+
+
+class TestChosenLayers:
+    """The UNet has self-attentions 0 and 1 at a quarter of the latents' resolution, 2 and 3 at a half."""
+
+    @pytest.mark.parametrize(
+        ("settings", "layers"),
+        [
+            ({"contrastive_layers": (1, 2)}, (1, 2)),
+            ({"contrastive_layers": (0,)}, (0,)),
+            ({"contrastive_resolutions": (2,)}, (2, 3)),
+            ({"contrastive_resolutions": (4,), "contrastive_layers": (1, 2)}, (1,)),
+            ({"contrastive_resolutions": (2, 4)}, (0, 1, 2, 3)),
+        ],
+    )
+    def test_they_alone_take_part(self, settings: dict[str, Any], layers: tuple[int, ...]) -> None:
+        unet = make_unet()
+        expected = cut_gradient(unet, plain_cds, contrastive_layers=layers)
+        assert relative_difference(cut_gradient(unet, **settings), expected) < 5e-5
+
+    def test_after_the_last_of_them_no_graph_is_recorded(self) -> None:
+        saved: list[int] = []
+        counts = []
+        for layers in ((), (0,)):
+            saved.clear()
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
+                cut_gradient(make_unet(), contrastive_layers=layers)
+            counts.append(sum(saved))
+        assert counts[1] < 0.9 * counts[0]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"contrastive_layers": (0, 4)}, "contrastive_layers has 4, but .* have self-attentions 0 to 3"),
+            (
+                {"contrastive_resolutions": (1,)},
+                "contrastive_resolutions has 1, but .* smaller than the latents by 2, 4",
+            ),
+            (
+                {"contrastive_layers": (0,), "contrastive_resolutions": (2,)},
+                r"have no layer in common; layers and their resolutions are 0 \(4\), 1 \(4\), 2 \(2\), 3 \(2\)",
+            ),
+        ],
+    )
+    def test_those_that_there_are_not_are_named(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            CDSGuidance(CDSGuidanceConfig(**settings), LatentDiffusion(make_unet(), SCHEDULER))

@@ -138,7 +138,9 @@ def plain_cds(
     dds_loss = 2000 * (target_latents * gradient).sum() / (h * w)
     cut_loss = torch.zeros(())
     for item in range(batch):
-        for source, target in zip(source_features[item], target_features[item], strict=True):
+        for layer, (source, target) in enumerate(zip(source_features[item], target_features[item], strict=True)):
+            if config.contrastive_layers and layer not in config.contrastive_layers:
+                continue
             for size in config.patch_sizes:
                 query, key = pooled(source, (h, w), size), pooled(target, (h, w), size)
                 if config.contrastive_query == "target":
