@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,27 @@ class TestMistakes:
     def test_an_unknown_score_is_named_with_those_that_there_are(self) -> None:
         with pytest.raises(UserError, match="score is 'vsd'; it must be one of cds, dds, sds, pds, ids"):
             CDSGuidanceConfig(score="vsd")
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (
+                "no_such_module:Mine",
+                "whose no_such_module:Mine cannot be imported: ModuleNotFoundError: No module named",
+            ),
+            ("cds_nerf.guidance.sds:Mine", "whose cds_nerf.guidance.sds:Mine cannot be imported: AttributeError"),
+            ("cds_nerf.errors:UserError", "whose cds_nerf.errors:UserError is no subclass of cds_nerf.guidance.Score"),
+        ],
+    )
+    def test_another_package_s_score_that_is_none_says_why(
+        self, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+    ) -> None:
+        entry = EntryPoint("mine", value, "cds_nerf.scores")
+        monkeypatch.setattr("cds_nerf.guidance.registry.entry_points", lambda group: [entry])
+        with pytest.raises(UserError, match=f"score is 'mine', {message}"):
+            CDSGuidanceConfig(score="mine")
+        with pytest.raises(UserError, match="one of cds, dds, sds, pds, ids, mine"):
+            CDSGuidanceConfig(score="yours")
 
     @pytest.mark.parametrize(
         ("score", "timestep", "message"),
