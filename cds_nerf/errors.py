@@ -32,5 +32,11 @@ def print_advice_alone(program: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says of a failure, without its full stop; the exception's name if it is mute."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of what a library says of a failure, without its full stop; the exception's name if it is mute.
+
+    One that ends in a colon is followed by the next.
+    """
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if rest and first.endswith(":"):
+        first = f"{first} {rest[0]}"
+    return first.rstrip(".")

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 from diffusers.utils import is_peft_available
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from cds_nerf.errors import UserError, first_line
 
 XL_EMBEDDINGS = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}
 """The tensors of a textual inversion for SDXL, and the tokenizer and text encoder of each."""
+
+
+OTHER_ADAPTERS = {
+    ".hada_": "a LoHa",
+    ".lokr_": "a LoKr",
+    ".oft_": "an OFT",
+    ".lora_mid": "a LoCon with a Tucker decomposition",
+    "dora_scale": "a DoRA",
+    ".on_input": "an IA3",
+    ".diff": "made of whole weights",
+    ".w_norm": "made of norms",
+    ".a1.": "a GLoRA",
+}
+"""What people share beside plain LoRAs, mostly made with LyCORIS, by what is in the names of its tensors."""
+
+
+def check_additions(loras: Sequence[str], inversions: Sequence[str]) -> None:
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        UserError: if an addition is not there, pickled or of another kind, or peft is needed and not installed.
+    """
+    if loras and not is_peft_available():
+        raise UserError("LoRAs need the package peft: `pip install 'cds-nerf[lora]'`")
+    for lora in loras:
+        source = _find("LoRA", _split_scale(lora)[0])
+        if problem := _why_no_lora(source):
+            raise UserError(f"the LoRA {source} {problem}")
+    for inversion in inversions:
+        _find("textual inversion", inversion.partition("=")[0])
 
 
 def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
@@ -24,12 +58,10 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
         loras: each a .safetensors file, a folder or a hub id; `:scale` behind it multiplies it.
 
     Raises:
-        UserError: if a LoRA cannot be had or does not fit the model, or peft is not installed.
+        UserError: if a LoRA cannot be had or does not fit the model.
     """
     if not loras:
         return
-    if not is_peft_available():
-        raise UserError("LoRAs need the package peft: `pip install 'cds-nerf[lora]'`")
     pipeline = _as_pipeline(parts)
     scales: dict[str, float] = {}
     for index, lora in enumerate(loras):
@@ -38,7 +70,10 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str]) -> None:
         try:
             pipeline.load_lora_weights(source, adapter_name=f"lora{index}", use_safetensors=True)
         except Exception as error:  # from peft, diffusers, safetensors or the hub's client, each its own
-            raise UserError(f"the LoRA {source} does not load: {first_line(error)}") from error
+            reason = _why_no_lora(source) or f"does not load: {first_line(error)}"
+            raise UserError(f"the LoRA {source} {reason}") from error
+        if problem := _why_no_lora(source):  # one of the hub, whose tensors diffusers has left out
+            raise UserError(f"the LoRA {source} {problem}")
         if not any(f"lora{index}" in names for names in pipeline.get_list_adapters().values()):
             raise UserError(f"the LoRA {source} has no weights for this model: it was made for another")
         scales[f"lora{index}"] = scale
@@ -105,3 +140,33 @@ def _find(kind: str, source: str) -> str:
     if source.startswith(("/", ".", "~")) or path.suffix == ".safetensors":
         raise UserError(f"there is no {kind} {source}")
     return source
+
+
+def _why_no_lora(source: str) -> str | None:
+    """What is wrong with the tensors of a LoRA that is on this machine; None if nothing, or if it is not."""
+    names = _tensor_names(source)
+    if any(name.startswith("model.diffusion_model.") for name in names):
+        return "is a whole checkpoint: give it as the model"
+    if names and names <= {"emb_params", *XL_EMBEDDINGS}:
+        return "is a textual inversion: give it as textual_inversion"
+    for mark, kind in OTHER_ADAPTERS.items():
+        if any(mark in name for name in names):
+            return (
+                f"is {kind}, and plain LoRAs alone are loaded: merge it into its model with LyCORIS or what made it, "
+                "and give the merged checkpoint as the model"
+            )
+    return None
+
+
+def _tensor_names(source: str) -> set[str]:
+    path = Path(source)
+    if not path.exists():
+        try:
+            path = Path(snapshot_download(source, local_files_only=True))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+            return set()
+    names: set[str] = set()
+    for file in [path] if path.is_file() else path.glob("*.safetensors"):
+        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # damaged ones show when they are loaded
+            names.update(weights.keys())
+    return names

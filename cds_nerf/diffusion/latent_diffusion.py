@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from cds_nerf.diffusion.adapters import add_loras, add_textual_inversions
+from cds_nerf.diffusion.adapters import add_loras, add_textual_inversions, check_additions
 from cds_nerf.diffusion.pretrained import load_parts
 from cds_nerf.diffusion.prompts import NAMES, check_seen_prompts, warn_of_cut_off, with_inversions
+from cds_nerf.diffusion.supported import ADVICE, why_other_channels
 from cds_nerf.errors import UserError
 
 SIZE_CONDITIONING = ("original height", "original width", "crop top", "crop left", "target height", "target width")
@@ -83,8 +84,7 @@ class LatentDiffusion:
 
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise UserError(
-                f"{type(scheduler).__name__} has no alphas_cumprod: flow-matching models are not supported, "
-                "use a Stable Diffusion 1.x, 2.x or XL base model"
+                f"{type(scheduler).__name__} has no alphas_cumprod: flow-matching models are not supported, {ADVICE}"
             )
         self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -96,18 +96,18 @@ class LatentDiffusion:
         if not self.is_xl and unet.config.get("addition_embed_type") is not None:
             raise UserError(
                 f"the UNet wants additional conditioning (addition_embed_type={unet.config['addition_embed_type']!r}); "
-                "use a Stable Diffusion 1.x, 2.x or XL base model"
+                f"{ADVICE}"
             )
         if self.is_xl and text_encoder_2 is not None:
             channels = unet.config["projection_class_embeddings_input_dim"] - text_encoder_2.config.projection_dim
             if channels != len(SIZE_CONDITIONING) * unet.config["addition_time_embed_dim"]:
                 raise UserError("the UNet has another size conditioning than SDXL's base: refiners are not supported")
-        if vae is not None and vae.config["latent_channels"] != unet.config["in_channels"]:
-            raise UserError(
-                f"the UNet takes {unet.config['in_channels']} channels and the VAE makes "
-                f"{vae.config['latent_channels']}: inpainting and instruction models are not supported, "
-                "use their text-to-image base"
-            )
+        if unet.config.get("class_embed_type") is not None or unet.config.get("num_class_embeds") is not None:
+            raise UserError(f"the UNet wants class labels, as those of upscalers and unCLIP do: {ADVICE}")
+        if vae is not None and (
+            problem := why_other_channels(unet.config["in_channels"], vae.config["latent_channels"])
+        ):
+            raise UserError(f"the diffusion model {problem}")
         self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)
 
     @classmethod
@@ -135,6 +135,7 @@ class LatentDiffusion:
         Raises:
             UserError: if the model or an addition to it cannot be had; the message says why and what to do.
         """
+        check_additions(loras, textual_inversions)
         parts = load_parts(model, dtype, model_config)
         add_textual_inversions(parts, textual_inversions)
         add_loras(parts, loras)

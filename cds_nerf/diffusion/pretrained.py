@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,20 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from cds_nerf.diffusion.model_name import model_location
 from cds_nerf.diffusion.single_file import load_single_file
+from cds_nerf.diffusion.supported import ADVICE, read_config, why_other_classes
 from cds_nerf.errors import UserError, first_line
 
-FILES = (
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-)
-"""What a model's folder must have, besides the tokenizers' vocabularies."""
-XL_FILES = (
-    "tokenizer_2/tokenizer_config.json",
-    "text_encoder_2/config.json",
-    "text_encoder_2/model.safetensors",
-)
-"""What SDXL's folder must have besides."""
+WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+}
+"""How the weight files of each part are called, apart from variants, shards and endings."""
 VOCABULARY = ("vocab.json", "merges.txt")
 """A tokenizer's vocabulary, which `tokenizer.json` may hold instead."""
-HALF = "fp16"
-"""The variant of weight files in half precision, which models may have besides the others or instead."""
-ADVICE = "use Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them"
-"""What to do about a model that cannot be used."""
+VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""The variant of weight files in each precision, which a part may have besides the others or instead."""
 HUB_TIMEOUT = 10.0
 """Seconds that the Hugging Face Hub has to answer the first question."""
 
@@ -63,8 +53,10 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
     if config is not None:
         raise UserError(f"model_config is {config}, but {model} is no single file: a folder has its own configuration")
     folder = model_folder(model, dtype)
+    if problem := why_other_classes(folder):
+        raise UserError(f"the diffusion model in {folder} {problem}")
     is_xl = (folder / "text_encoder_2").is_dir()
-    variant = _variant(_files(folder), dtype)
+    files = _files(folder)
     parts: dict[str, Any] = {}
     try:
         parts["scheduler"] = _load_scheduler(folder)
@@ -77,10 +69,12 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
         ]
         if is_xl:
             models.append(("text_encoder_2", CLIPTextModelWithProjection, {"dtype": dtype}))
-            parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer_2")
-            parts["force_zeros_for_empty_prompt"] = _pipeline_config(folder).get("force_zeros_for_empty_prompt", True)
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+            parts["force_zeros_for_empty_prompt"] = read_config(folder / "model_index.json").get(
+                "force_zeros_for_empty_prompt", True
+            )
+        parts |= load_tokenizers(folder)
         for name, kind, precision in models:
+            variant = _weights(files, name, dtype).variant
             parts[name], loading = kind.from_pretrained(
                 folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **precision
             )
@@ -104,16 +98,17 @@ def _load_scheduler(folder: Path) -> DDIMScheduler:
     return DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 
 
-def _pipeline_config(folder: Path) -> dict[str, Any]:
-    file = folder / "model_index.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def load_tokenizers(folder: Path) -> dict[str, CLIPTokenizer]:
+    """The tokenizers of a diffusers folder, by the names of its parts."""
+    names = [name for name in ("tokenizer", "tokenizer_2") if (folder / name).is_dir()]
+    return {name: CLIPTokenizer.from_pretrained(folder, subfolder=name) for name in names}
 
 
 def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
     """The local folder of a model: itself, in the Hugging Face Hub's cache, or downloaded into that cache.
 
-    What is cached as a whole is used without asking the hub. For float16 the weight files in half precision are
-    downloaded where there are any, for other precisions only where there are no others.
+    What is cached as a whole is used without asking the hub. Of each part, the weight files in the wanted precision
+    are downloaded where there are any, else those without a variant, else whichever there are.
 
     Raises:
         UserError: if the model cannot be had or is of another kind; the message says why and what to do.
@@ -121,6 +116,7 @@ def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
     name = model_location(model)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        folder = _snapshot(folder)
         if problem := why_unusable(_files(folder)):
             raise UserError(f"the diffusion model in {name} {problem}")
         return folder
@@ -136,8 +132,8 @@ def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
         on_hub = {file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()}
         if problem := why_unusable(on_hub):
             raise UserError(f"the diffusion model {name} on the Hugging Face Hub {problem}")
-        needed = _needed(on_hub, _variant(on_hub, dtype))
-        return Path(snapshot_download(name, allow_patterns=[*needed, "tokenizer*/*", "model_index.json"]))
+        weights = [file for part in _parts(on_hub) for file in _weights(on_hub, part, dtype).files]
+        return Path(snapshot_download(name, allow_patterns=[*weights, "*/*.json", "tokenizer*/*", "model_index.json"]))
     except UserError:
         raise
     except Exception as error:  # the hub's client lets those of its HTTP library through, which differs by version
@@ -154,33 +150,93 @@ def why_unusable(files: Iterable[str]) -> str | None:
         return f"has the second text encoder of SDXL alone, as its refiner does: {ADVICE}"
     if "unet" not in folders:
         return f"has no unet/, so that it is no diffusers folder of Stable Diffusion: {ADVICE}"
-    missing = [file for file in _needed(files, _variant(files)) if file not in files]
-    pickled = [file for file in missing if file.endswith(".safetensors") and _pickled(file) in files]
-    if pickled:
-        return (
-            f"has {_pickled(pickled[0])} but not {pickled[0]}, and pickled weights are not loaded: convert it with "
-            "`StableDiffusionPipeline.from_pretrained(MODEL).save_pretrained(FOLDER)`"
-        )
+    parts = _parts(files)
+    missing = [file for file in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts))]
+    for tokenizer in (part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")):
+        if f"{tokenizer}/tokenizer.json" not in files:
+            missing += [f"{tokenizer}/{file}" for file in VOCABULARY]
+    missing = [file for file in missing if file not in files]
+    for part in parts:
+        lacking = _weights(files, part).missing
+        pickled = next((file for file in sorted(files) if file.startswith(f"{part}/") and file.endswith(".bin")), None)
+        if lacking and pickled:
+            return (
+                f"has {pickled} but not {lacking[0]}, and pickled weights are not loaded: convert it with "
+                "`StableDiffusionPipeline.from_pretrained(MODEL).save_pretrained(FOLDER)`"
+            )
+        missing += lacking
     return f"is not complete: it lacks {', '.join(missing)}" if missing else None
 
 
-def _needed(files: set[str], variant: str | None) -> list[str]:
-    """The files that a model with these files needs, with weights of one variant."""
-    needed = [*FILES, *XL_FILES] if any(file.startswith("text_encoder_2/") for file in files) else [*FILES]
-    for tokenizer in sorted({file.split("/")[0] for file in needed if file.startswith("tokenizer")}):
-        if f"{tokenizer}/tokenizer.json" not in files:
-            needed += [f"{tokenizer}/{file}" for file in VOCABULARY]
-    return needed if variant is None else [file.replace(".safetensors", f".{variant}.safetensors") for file in needed]
+def _parts(files: Iterable[str]) -> list[str]:
+    """The parts with weights that a model with these files has, or must have."""
+    is_xl = any(file.startswith("text_encoder_2/") for file in files)
+    return [part for part in WEIGHTS if is_xl or part != "text_encoder_2"]
 
 
-def _variant(files: set[str], dtype: torch.dtype | None = None) -> str | None:
-    """Which weight files to load: those in half precision where the model runs in it, or has no others."""
-    complete = {variant: files.issuperset(_needed(files, variant)) for variant in (None, HALF)}
-    return HALF if complete[HALF] and (dtype == torch.float16 or not complete[None]) else None
+@dataclass(frozen=True)
+class _Weights:
+    """The weight files of one part in one variant."""
+
+    variant: str | None
+    files: list[str]
+    missing: list[str]
 
 
-def _pickled(file: str) -> str:
-    return file.replace("/model.safetensors", "/pytorch_model.bin").replace(".safetensors", ".bin")
+def _weights(files: Iterable[str], part: str, dtype: torch.dtype | None = None) -> _Weights:
+    """The weights of a part to load: complete ones before others, then in the wanted precision, then in no variant.
+
+    They are one file, or shards with an index of them.
+    """
+    stem = f"{part}/{WEIGHTS[part]}"
+    name = re.compile(rf"{stem}(?:\.(\w+))?(?:-(\d+)-of-(\d+))?(?:\.(\w+))?\.safetensors")
+    found: dict[str | None, dict[str, re.Match[str]]] = {}
+    files = set(files)
+    for file in sorted(files):
+        if match := name.fullmatch(file):
+            found.setdefault(match[1] or match[4], {})[file] = match
+    choices = []
+    for variant, matches in found.items():
+        whole = [file for file, match in matches.items() if match[3] is None]
+        if whole:
+            choices.append(_Weights(variant, whole, []))
+            continue
+        infix = "" if variant is None else f".{variant}"
+        index = f"{stem}.safetensors.index{infix}.json"
+        numbers = {int(match[2]) for match in matches.values()}
+        total = max(int(match[3]) for match in matches.values())
+        missing = [] if index in files else [index]
+        for number in sorted({*range(1, total + 1)} - numbers):
+            missing.append(f"{stem}{infix}-{number:05}-of-{total:05}.safetensors")
+        choices.append(_Weights(variant, [*matches, index], missing))
+    wanted = [VARIANTS.get(dtype) if dtype else None, None, *VARIANTS.values()]
+
+    def rank(weights: _Weights) -> tuple[bool, int, str]:
+        known = wanted.index(weights.variant) if weights.variant in wanted else len(wanted)
+        return bool(weights.missing), known, weights.variant or ""
+
+    return min(choices, key=rank, default=_Weights(None, [], [f"{stem}.safetensors"]))
+
+
+def _snapshot(folder: Path) -> Path:
+    """The folder of the model itself, where that of a model in the hub's cache is given.
+
+    Raises:
+        UserError: if the cache as a whole is given.
+    """
+    if folder.name == "snapshots" and folder.parent.name.startswith("models--"):
+        folder = folder.parent
+    if models := sorted(model.name for model in folder.glob("models--*--*")):
+        example = "/".join(models[0].split("--")[1:])
+        raise UserError(f"{folder} is the Hugging Face Hub's cache of several models: name one of them, as {example}")
+    snapshots = sorted(
+        (path for path in folder.glob("snapshots/*") if path.is_dir()), key=lambda path: path.stat().st_mtime
+    )
+    if not snapshots:
+        return folder
+    main = folder / "refs" / "main"
+    current = folder / "snapshots" / main.read_text("utf8").strip() if main.is_file() else snapshots[-1]
+    return current if current.is_dir() else snapshots[-1]
 
 
 def _files(folder: Path) -> set[str]:

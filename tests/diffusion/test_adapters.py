@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tiny_stable_diffusion import make_pipeline
@@ -124,6 +125,66 @@ def test_a_lora_that_does_not_fit_is_named(
         LatentDiffusion.from_pretrained(folders["SD"], loras=[lora])
 
 
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"], "is a LoHa, and plain LoRAs alone are loaded"),
+        (["lokr_w1", "lokr_w2_a", "lokr_w2_b"], "is a LoKr, .* merge it into its model with LyCORIS or"),
+        (["oft_blocks"], "is an OFT"),
+        (["on_input", "weight"], "is an IA3"),
+        (["diff"], "is made of whole weights"),
+        (["a1.weight", "b1.weight"], "is a GLoRA"),
+        (["lora_down.weight", "lora_mid.weight", "lora_up.weight"], "is a LoCon with a Tucker decomposition"),
+        (["lora_down.weight", "lora_up.weight", "dora_scale"], "is a DoRA"),
+    ],
+)
+def test_lycoris_is_named_before_the_model_is_loaded(tmp_path: Path, names: list[str], message: str) -> None:
+    save_file({f"{LAYER}.{name}": torch.zeros(2, 2) for name in names}, tmp_path / "a.safetensors")
+    for lora in (tmp_path / "a.safetensors", tmp_path):  # a file, and a folder with one
+        with pytest.raises(UserError, match=f"the LoRA {lora} {message}"):
+            LatentDiffusion.from_pretrained("no/model", loras=[f"{lora}:0.5"])
+
+
+def test_a_lora_of_the_hub_is_looked_at_when_it_is_there(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {f"{LAYER}.lora_down.weight": torch.zeros(2, 16), f"{LAYER}.lora_up.weight": torch.zeros(16, 2)}
+    save_file(weights | {f"{LAYER}.dora_scale": torch.ones(16, 1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    monkeypatch.setattr(
+        "diffusers.loaders.lora_base._get_model_file", lambda *_, weights_name, **__: tmp_path / weights_name
+    )
+    calls: list[str] = []
+
+    def snapshot_download(name: str, local_files_only: bool) -> str:
+        calls.append(name)
+        if len(calls) == 1:  # diffusers downloads it after that
+            raise LocalEntryNotFoundError("not cached")
+        return str(tmp_path)
+
+    monkeypatch.setattr(adapters, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(
+        "diffusers.loaders.lora_base._best_guess_weight_name", lambda *_, **__: "pytorch_lora_weights.safetensors"
+    )
+    with pytest.raises(UserError, match="the LoRA owner/lora is a DoRA"):
+        LatentDiffusion.from_pretrained(folders["SD"], loras=["owner/lora"])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", "is a whole checkpoint: give it as the model"),
+        ("emb_params", "is a textual inversion: give it as textual_inversion"),
+    ],
+)
+def test_what_is_no_lora_is_sent_where_it_belongs(tmp_path: Path, tensor: str, message: str) -> None:
+    save_file({tensor: torch.zeros(2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        LatentDiffusion.from_pretrained("no/model", loras=[str(tmp_path / "a.safetensors")])
+
+
 def test_loras_without_peft_say_what_to_install(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
     with pytest.raises(UserError, match=r"pip install .cds-nerf\[lora\]"):
@@ -172,6 +233,16 @@ def test_a_textual_inversion_of_sdxl_reaches_both_text_encoders(folders: dict[st
         table = encoder.get_input_embeddings().weight
         assert torch.equal(table[tokenizer.convert_tokens_to_ids(["toy", "toy_1"])], vectors(2, width))
     assert not torch.equal(diffusion.encode_prompt("toy").conditional, diffusion.encode_prompt("t").conditional)
+    for tokenizer, encoder in (
+        (diffusion.tokenizer, diffusion.text_encoder),
+        (diffusion.tokenizer_2, diffusion.text_encoder_2),
+    ):
+        seen: list[Tensor] = []
+        encoder.get_input_embeddings().register_forward_hook(
+            lambda _module, args, _output, seen=seen: seen.append(args[0])
+        )
+        diffusion.encode_prompt("a toy b")
+        assert seen[0][0, :6].tolist() == tokenizer("a toy toy_1 b").input_ids
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,12 @@ class TestParts:
             LatentDiffusion(pipeline.unet, FlowMatchEulerDiscreteScheduler())
         with pytest.raises(UserError, match="prediction_type is 'sample'; supported are"):
             LatentDiffusion(pipeline.unet, DDIMScheduler(prediction_type="sample"))
-        with pytest.raises(UserError, match="takes 9 channels and the VAE makes 4: inpainting"):
+        with pytest.raises(
+            UserError, match="is an inpainting model, whose UNet takes 9 channels where the VAE makes 4"
+        ):
             LatentDiffusion(unet_with(in_channels=9), pipeline.scheduler, pipeline.vae)
+        with pytest.raises(UserError, match="wants class labels, as those of upscalers and unCLIP do"):
+            LatentDiffusion(unet_with(num_class_embeds=10), pipeline.scheduler)
         conditioned = unet_with(addition_embed_type="text", addition_embed_type_num_heads=4)
         with pytest.raises(UserError, match=r"additional conditioning \(addition_embed_type='text'\)"):
             LatentDiffusion(conditioned, pipeline.scheduler)

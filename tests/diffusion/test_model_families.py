@@ -1,19 +1,25 @@
 """Every kind of Stable Diffusion that people use, on small random models of the true classes."""
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from single_file_checkpoint import write_single_file
 from tiny_stable_diffusion import make_pipeline
 from tiny_stable_diffusion_xl import make_xl_pipeline
+from torch import Tensor
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
+from cds_nerf.diffusion import single_file
 from cds_nerf.diffusion.self_attention import self_attention_layers
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserAdvice, UserError
 
 FAMILIES = {
     "SD 1.x": lambda: make_pipeline(),
@@ -174,6 +180,160 @@ def test_a_single_file_that_cannot_be_used_is_named(
     for model, config, message in cases:
         with pytest.raises(UserError, match=message):
             LatentDiffusion.from_pretrained(model, model_config=config)
+
+
+def mark(file: Path, *names: str, metadata: dict[str, str] | None = None, **others: Tensor) -> None:
+    """Put empty tensors into a checkpoint, as its maker marks what it predicts."""
+    save_file(load_file(file) | dict.fromkeys(names, torch.tensor([])) | others, file, metadata)
+
+
+class TestWhatASingleFilePredicts:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        write_single_file(make_pipeline(), tmp_path / "model.safetensors")
+        return tmp_path / "model.safetensors"
+
+    def test_a_mark_says_that_it_is_the_velocity(self, folders: dict[str, Path], file: Path) -> None:
+        mark(file, "v_pred")
+        diffusion = LatentDiffusion.from_pretrained(file, model_config=folders["SD 1.x"])
+        assert diffusion.prediction_type == "v_prediction"
+        assert torch.equal(diffusion.alphas_cumprod, make_pipeline().scheduler.alphas_cumprod)
+
+    @pytest.mark.parametrize("family", ["SD 1.x", "SDXL"])
+    def test_another_says_that_the_schedule_ends_in_noise_alone(
+        self, folders: dict[str, Path], tmp_path: Path, family: str
+    ) -> None:
+        pipeline = FAMILIES[family]()
+        write_single_file(pipeline, tmp_path / "model.safetensors")
+        mark(tmp_path / "model.safetensors", "v_pred", "ztsnr")
+        diffusion = LatentDiffusion.from_pretrained(tmp_path / "model.safetensors", model_config=folders[family])
+        schedule = DDIMScheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=True)
+        assert diffusion.prediction_type == "v_prediction"
+        assert torch.equal(diffusion.alphas_cumprod, schedule.alphas_cumprod)
+        assert diffusion.alphas_cumprod[-1] == 0
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        assert edit_image(image, "a cat", "a pig", diffusion, steps=2, progress=False).image.isfinite().all()
+
+    def test_without_a_mark_it_is_what_the_configuration_says(self, folders: dict[str, Path], file: Path) -> None:
+        for metadata in ({}, {"modelspec.prediction_type": "epsilon"}):
+            mark(file, metadata=metadata)
+            diffusion = LatentDiffusion.from_pretrained(file, model_config=folders["SD 2.x"])
+            assert diffusion.prediction_type == "v_prediction"
+
+    @pytest.mark.parametrize(
+        ("metadata", "expected"),
+        [
+            ({"modelspec.prediction_type": "v"}, "v_prediction"),
+            ({"modelspec.predict_key": "v"}, "v_prediction"),
+            ({"modelspec.predict_key": "epsilon"}, "epsilon"),
+            ({"modelspec.title": "a title"}, "epsilon"),
+        ],
+    )
+    def test_where_no_configuration_is_given_its_metadata_say_it(
+        self, folders: dict[str, Path], file: Path, monkeypatch: pytest.MonkeyPatch, metadata: dict, expected: str
+    ) -> None:
+        found_by_diffusers(monkeypatch, folders["SD 1.x"])
+        mark(file, metadata=metadata)
+        assert LatentDiffusion.from_pretrained(file).prediction_type == expected
+
+    @pytest.mark.parametrize(("deviation", "expected"), [(0.05, "epsilon"), (0.2, "v_prediction")])
+    def test_of_stable_diffusion_2_the_weights_say_it(
+        self,
+        folders: dict[str, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        deviation: float,
+        expected: str,
+    ) -> None:
+        file = tmp_path / "model.safetensors"
+        write_single_file(make_pipeline(), file)
+        weight = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+        mark(file, **{weight: deviation * torch.randn(320, generator=torch.Generator().manual_seed(0))})
+        monkeypatch.setattr(single_file._Header, "is_sd2", True)
+        found_by_diffusers(monkeypatch, folders["SD 2.x"])
+        with pytest.warns(UserAdvice, match=f"does not say what it predicts; its weights look like {expected}"):
+            assert LatentDiffusion.from_pretrained(file).prediction_type == expected
+        assert LatentDiffusion.from_pretrained(file, model_config=folders["SD 2.x"]).prediction_type == "v_prediction"
+
+    @pytest.mark.parametrize(("name", "model"), [("edm_vpred.sigma_max", "CosXL"), ("edm_mean", "Playground v2.5")])
+    def test_schedules_without_betas_are_refused(self, file: Path, name: str, model: str) -> None:
+        mark(file, "v_pred", name)
+        with pytest.raises(UserError, match=f"has {name}, the noise schedule of {model}"):
+            LatentDiffusion.from_pretrained(file)
+
+
+def found_by_diffusers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let diffusers find a configuration where it would ask the hub for one."""
+    monkeypatch.setattr(
+        "diffusers.loaders.single_file.fetch_diffusers_config",
+        lambda _checkpoint: {"pretrained_model_name_or_path": str(folder)},
+    )
+
+
+class TestOtherSingleFiles:
+    def refused(self, file: Path, **options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            LatentDiffusion.from_pretrained(file, **options)
+        assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+        return str(caught.value)
+
+    @pytest.mark.parametrize(("channels", "kind"), [(9, "an inpainting model"), (8, "an instruction model")])
+    def test_other_unets_are_named(self, folders: dict[str, Path], tmp_path: Path, channels: int, kind: str) -> None:
+        pipeline = make_pipeline()
+        config = {key: value for key, value in pipeline.unet.config.items() if key != "_use_default_values"}
+        pipeline.unet = UNet2DConditionModel.from_config(config | {"in_channels": channels})
+        write_single_file(pipeline, tmp_path / "a.safetensors")
+        for options in ({}, {"model_config": folders["SD 1.x"]}):
+            assert f"is {kind}" in (message := self.refused(tmp_path / "a.safetensors", **options))
+            assert f"whose UNet takes {channels} channels where the VAE makes 4" in message
+
+    @pytest.mark.parametrize("name", ["AutoencoderTiny", "AsymmetricAutoencoderKL"])
+    def test_other_autoencoders_are_named(self, folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+        write_single_file(make_pipeline(), tmp_path / "a.safetensors")
+        tensors = {key: value for key, value in load_file(tmp_path / "a.safetensors").items() if "first_st" not in key}
+        vae = getattr(diffusers, name)().state_dict()
+        tensors |= {f"first_stage_model.{key}": value for key, value in vae.items()}
+        save_file(tensors, tmp_path / "a.safetensors")
+        message = self.refused(tmp_path / "a.safetensors", model_config=folders["SD 1.x"])
+        assert f"has the vae {name}, where it must be AutoencoderKL" in message
+
+    def test_a_configuration_of_another_autoencoder_is_named(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        write_single_file(make_pipeline(), tmp_path / "a.safetensors")
+        shutil.copytree(folders["SD 1.x"], tmp_path / "config")
+        file = tmp_path / "config" / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "AutoencoderTiny"}))
+        with pytest.raises(UserError, match=r"model_config .* has the vae AutoencoderTiny, where it must be"):
+            LatentDiffusion.from_pretrained(tmp_path / "a.safetensors", model_config=tmp_path / "config")
+
+    @pytest.mark.parametrize(
+        ("tensors", "kind"),
+        [
+            (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "it is a LoRA, which is given as lora"),
+            (["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"], "it is a LoRA, which is given as lora"),
+            (["emb_params"], "it is a textual inversion, which is given as textual_inversion"),
+            (["encoder.layers.0.weight", "decoder.layers.0.weight"], r"it is an AutoencoderTiny \(TAESD\) alone"),
+            (["encoder.conv_in.weight", "decoder.conv_in.weight"], "it is a VAE alone"),
+            (["control_model.input_blocks.0.0.weight"], "it is a ControlNet alone"),
+            (
+                ["down_blocks.0.attentions.0.proj_in.weight", "conv_in.weight"],
+                "one part of a diffusers folder: give the",
+            ),
+            (["model.diffusion_model.joint_blocks.0.x.weight"], "it is a transformer, as SD3 and FLUX have"),
+        ],
+    )
+    def test_files_without_a_unet_are_named(self, tmp_path: Path, tensors: list[str], kind: str) -> None:
+        save_file({name: torch.zeros(1) for name in tensors}, tmp_path / "a.safetensors")
+        assert re.search(
+            f"has no UNet in the layout of Stable Diffusion: {kind}", self.refused(tmp_path / "a.safetensors")
+        )
+
+    def test_a_refiner_is_named(self, tmp_path: Path) -> None:
+        unet = ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight")
+        names = ("conditioner.embedders.0.model.ln_final.weight", *unet)
+        save_file({name: torch.zeros(1) for name in names}, tmp_path / "a.safetensors")
+        assert "has the second text encoder of SDXL alone, as its refiner does" in self.refused(
+            tmp_path / "a.safetensors"
+        )
 
 
 @pytest.mark.parametrize("family", ["SD 1.x", "SDXL"])

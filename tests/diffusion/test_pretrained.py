@@ -1,7 +1,10 @@
 """Loading a pretrained model: from where, and one clear sentence for each way in which it cannot be had."""
 
+import json
+import os
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +74,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[s
             asked.append("download")
             if broken is not None:
                 raise broken
-            return str(answer)
+            assert isinstance(answer, Path)
+            for path in answer.rglob("*"):
+                file = path.relative_to(answer).as_posix()
+                if path.is_file() and any(fnmatch(file, pattern) for pattern in allow_patterns):
+                    (tmp_path / "downloaded" / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, tmp_path / "downloaded" / file)
+            return str(tmp_path / "downloaded")
 
         monkeypatch.setattr(pretrained, "model_info", model_info)
         monkeypatch.setattr(pretrained, "snapshot_download", snapshot_download)
@@ -159,6 +168,139 @@ class TestFolders:
         save_file(weights | {lost: torch.zeros(*shape, 2)}, file, metadata={"format": "pt"})
         assert "does not load" in sentence(model)
 
+    @pytest.mark.parametrize("name", ["AutoencoderTiny", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE"])
+    def test_an_autoencoder_of_another_class(self, model: Path, name: str) -> None:
+        change(model / "vae" / "config.json", _class_name=name)
+        assert f"has the vae {name}, where it must be AutoencoderKL: put the one in its place that" in sentence(model)
+
+    @pytest.mark.parametrize(
+        ("part", "key", "value", "message"),
+        [
+            ("unet", "_class_name", "UNetMotionModel", "has the unet UNetMotionModel, where it must be UNet2D"),
+            ("text_encoder", "architectures", ["T5EncoderModel"], "has the text_encoder T5EncoderModel, where it must"),
+            (
+                "unet",
+                "in_channels",
+                9,
+                "is an inpainting model, whose UNet takes 9 channels where the VAE makes 4: use",
+            ),
+            ("unet", "in_channels", 8, r"is an instruction model (InstructPix2Pix), whose UNet takes 8 channels where"),
+            ("unet", "in_channels", 5, "is a depth model, whose UNet takes 5"),
+            ("unet", "in_channels", 7, "is an upscaler, whose UNet takes 7"),
+            ("unet", "in_channels", 6, "is no text-to-image model, whose UNet takes 6"),
+        ],
+    )
+    def test_other_kinds_are_named(self, model: Path, part: str, key: str, value: Any, message: str) -> None:
+        change(model / part / "config.json", **{key: value})
+        assert message in sentence(model)
+
+
+def change(file: Path, **settings: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def shard(weights: Path, variant: str = "") -> None:
+    """Put two shards and an index in place of a weight file, as diffusers and transformers save large ones."""
+    tensors = load_file(weights)
+    names = sorted(tensors)
+    files = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"{weights.name.split('.')[0]}{variant}-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, weights.with_name(file), {"format": "pt"})
+        files |= dict.fromkeys(part, file)
+    index = f"{weights.name.split('.')[0]}.safetensors.index{variant}.json"
+    weights.with_name(index).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": files}))
+    weights.unlink()
+
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+class TestWeightFiles:
+    def test_shards_as_diffusers_saves_them_are_loaded(self, tmp_path: Path) -> None:
+        pipeline = make_pipeline()
+        pipeline.save_pretrained(tmp_path, max_shard_size="50KB")
+        for part in ("unet", "vae"):
+            assert len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1
+        assert_equal_weights(LatentDiffusion.from_pretrained(tmp_path), pipeline)
+
+    @pytest.mark.parametrize("variant", ["", ".fp16"])
+    @pytest.mark.parametrize("part", PARTS)
+    def test_each_part_may_be_in_shards(self, model: Path, part: str, variant: str) -> None:
+        shard(next((model / part).glob("*.safetensors")), variant)
+        for dtype in (torch.float32, torch.float16):
+            assert_equal_weights(LatentDiffusion.from_pretrained(model, dtype=dtype), make_pipeline("v_prediction"))
+
+    @pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+    @pytest.mark.parametrize("others", [(), ("vae",), ("unet", "text_encoder")])
+    def test_each_part_decides_for_itself_on_its_variant(self, model: Path, variant: str, others: tuple[str]) -> None:
+        for part in PARTS:
+            if part not in others:
+                weights = next((model / part).glob("*.safetensors"))
+                weights.rename(weights.with_suffix(f".{variant}.safetensors"))
+        for dtype in (torch.float32, torch.float16):
+            assert_equal_weights(LatentDiffusion.from_pretrained(model, dtype=dtype), make_pipeline("v_prediction"))
+
+    def test_a_shard_or_an_index_that_is_not_there_is_named(self, model: Path) -> None:
+        weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+        shard(weights)
+        (model / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+        assert "lacks unet/diffusion_pytorch_model-00002-of-00002.safetensors" in sentence(model)
+        (model / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
+        assert "lacks unet/diffusion_pytorch_model.safetensors.index.json, unet/diffusion_pyt" in sentence(model)
+
+    def test_whole_weights_come_before_shards_that_are_not(self, model: Path) -> None:
+        whole = model / "unet" / "diffusion_pytorch_model.safetensors"
+        shutil.copy(whole, whole.with_suffix(".copy"))
+        shard(whole, ".fp16")
+        whole.with_suffix(".copy").rename(whole)
+        (model / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").unlink()
+        loaded = LatentDiffusion.from_pretrained(model, dtype=torch.float16)
+        assert_equal_weights(loaded, make_pipeline("v_prediction"))
+
+    def test_pickled_shards_are_not_loaded(self, model: Path) -> None:
+        weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.rename(weights.with_name("diffusion_pytorch_model-00001-of-00002.bin"))
+        assert "has unet/diffusion_pytorch_model-00001-of-00002.bin but not unet/diffusion_pyt" in sentence(model)
+
+
+def assert_equal_weights(diffusion: LatentDiffusion, pipeline: Any) -> None:
+    for name in PARTS:
+        expected = getattr(pipeline, name).state_dict()
+        weights = getattr(diffusion, name).state_dict()
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key].to(diffusion.dtype)) for key in expected)
+
+
+class TestHubCacheFolders:
+    @pytest.fixture
+    def cache(self, saved: Path, tmp_path: Path) -> Path:
+        """A model's folder in the hub's cache, with two versions of which `main` is the whole one."""
+        folder = tmp_path / "hub" / "models--owner--name"
+        shutil.copytree(saved, folder / "snapshots" / "abc")
+        shutil.copytree(saved / "vae", folder / "snapshots" / "def" / "vae")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+        return folder
+
+    @pytest.mark.parametrize("within", [".", "snapshots", "snapshots/abc"])
+    def test_a_model_s_folder_in_the_cache_is_its_current_snapshot(self, cache: Path, within: str) -> None:
+        assert LatentDiffusion.from_pretrained(cache / within).prediction_type == "v_prediction"
+
+    def test_without_a_ref_it_is_the_newest_snapshot(self, cache: Path) -> None:
+        shutil.rmtree(cache / "refs")
+        os.utime(cache / "snapshots" / "def", (0, 0))
+        LatentDiffusion.from_pretrained(cache)
+
+    def test_a_snapshot_that_is_not_whole_is_told(self, cache: Path) -> None:
+        (cache / "refs" / "main").write_text("def\n")
+        assert "has no unet/" in sentence(cache)
+
+    def test_the_cache_as_a_whole_is_told(self, cache: Path) -> None:
+        assert "is the Hugging Face Hub's cache of several models: name one of them, as owner/name" in sentence(
+            cache.parent
+        )
+
 
 class TestHub:
     def test_a_cached_model_is_loaded_without_asking(self, saved: Path, hub: Callable[..., list[str]]) -> None:
@@ -178,6 +320,28 @@ class TestHub:
         asked = hub(saved)
         LatentDiffusion.from_pretrained(NAME)
         assert asked == ["info", "download"]
+
+    @pytest.mark.parametrize(
+        ("dtype", "weights"), [(torch.float16, "model.fp16.safetensors"), (torch.float32, "model.safetensors")]
+    )
+    def test_the_weights_in_the_wanted_precision_alone_are_downloaded(
+        self, model: Path, tmp_path: Path, hub: Callable[..., list[str]], dtype: torch.dtype, weights: str
+    ) -> None:
+        for name in ("model.fp16.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
+            shutil.copy(model / "text_encoder" / "model.safetensors", model / "text_encoder" / name)
+        shard(model / "unet" / "diffusion_pytorch_model.safetensors")
+        shutil.copytree(model / "text_encoder", model / "safety_checker")
+        hub(model)
+        LatentDiffusion.from_pretrained(NAME, dtype=dtype)
+        files = [
+            path.relative_to(tmp_path / "downloaded").as_posix() for path in (tmp_path / "downloaded").rglob("*.*")
+        ]
+        assert sorted(file for file in files if not file.endswith(".json")) == [
+            f"text_encoder/{weights}",
+            "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+            "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+        ]
 
     def test_a_model_that_would_not_load_is_not_downloaded(self, model: Path, hub: Callable[..., list[str]]) -> None:
         (model / "unet").rename(model / "transformer")
