@@ -316,7 +316,7 @@ class TestOtherSingleFiles:
             (["control_model.input_blocks.0.0.weight"], "it is a ControlNet alone"),
             (
                 ["down_blocks.0.attentions.0.proj_in.weight", "conv_in.weight"],
-                "one part of a diffusers folder: give the",
+                "it is one part of a diffusers folder: give the",
             ),
             (["model.diffusion_model.joint_blocks.0.x.weight"], "it is a transformer, as SD3 and FLUX have"),
         ],
