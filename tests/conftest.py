@@ -89,3 +89,11 @@ def edit_config(source_run: Path, diffusion_folder: Path, tmp_path: Path) -> Cal
         return edit_config_for(source_run, diffusion_folder, tmp_path / "outputs", **typed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def splat_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small splatfacto trained on the capture."""
+    from small_edit import train_splat_source
+
+    return train_splat_source(capture, tmp_path_factory.mktemp("splats"))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig
+from nerfstudio.configs.method_configs import method_configs
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from PIL import Image
@@ -84,6 +85,37 @@ def train_source(config: TrainerConfig, capture: Path, output: Path, **model: An
     config.logging = LoggingConfig(local_writer=LocalWriterConfig(enable=False))
     config.pipeline.datamanager.train_num_rays_per_batch = 64
     for name, value in (SMALL_MODEL | model).items():
+        setattr(config.pipeline.model, name, value)
+    torch.manual_seed(0)
+    run(config)
+    return config.get_base_dir()
+
+
+SMALL_SPLATS = {
+    "random_init": True,
+    "num_random": 150,
+    "random_scale": 1.0,
+    "num_downscales": 0,
+    "warmup_length": 2,
+    "refine_every": 6,
+    "cull_alpha_thresh": 0.005,
+    "densify_grad_thresh": 1e-5,
+    "sh_degree": 2,
+}
+
+
+def train_splat_source(capture: Path, output: Path, method: str = "splatfacto", **model: Any) -> Path:
+    """Train a small splatfacto for a few steps, over one densification; the run's folder."""
+    config = fresh(method_configs[method])
+    config.output_dir = output
+    config.data = config.pipeline.datamanager.data = capture
+    config.max_num_iterations = 20
+    config.vis = "tensorboard"
+    config.machine.device_type = "cpu"
+    config.steps_per_eval_image = config.steps_per_eval_all_images = 0
+    config.logging = LoggingConfig(local_writer=LocalWriterConfig(enable=False))
+    config.pipeline.datamanager.dataparser.load_3D_points = False
+    for name, value in (SMALL_SPLATS | model).items():
         setattr(config.pipeline.model, name, value)
     torch.manual_seed(0)
     run(config)

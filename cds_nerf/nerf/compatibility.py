@@ -6,7 +6,10 @@ nerfstudio imports its plugins at the start of every ns- command, so that `apply
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import threading
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,21 @@ import numpy as np
 import torch
 import torchmetrics.image.lpip
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
+from nerfstudio.models import splatfacto
+from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
+
+from cds_nerf.fields.splat_rasterization import rasterization
 
 
 def apply() -> None:
     """Install the workarounds that concern every ns- command. Once is enough; more do no harm."""
     load_checkpoints_safely()
     fetch_lpips_when_needed()
+    if not torch.cuda.is_available():
+        draw_splats_without_cuda()
 
 
 def load_checkpoints_safely() -> None:
@@ -128,3 +137,37 @@ def update_proposals_in_every_call(model: nn.Module) -> None:
     sampler = getattr(model, "proposal_sampler", None)
     if isinstance(sampler, ProposalNetworkSampler):
         sampler.update_sched = lambda step: -1
+
+
+def draw_splats_without_cuda() -> None:
+    """Let splatfacto train, render and be evaluated where there is no CUDA, as gsplat would do it there.
+
+    gsplat rasterizes with CUDA alone (https://github.com/nerfstudio-project/gsplat/issues/635), and splatfacto moves
+    its colours and its cameras' intrinsics to it (https://github.com/nerfstudio-project/nerfstudio/issues/3290). Its
+    compiled `get_viewmat` asks for a C++ compiler. Can go when gsplat has kernels for a CPU and nerfstudio calls them.
+    """
+    if splatfacto.rasterization is rasterization:
+        return
+    splatfacto.rasterization = rasterization
+    splatfacto.get_viewmat = inspect.unwrap(splatfacto.get_viewmat)
+    for name in ("populate_modules", "get_outputs"):
+        setattr(SplatfactoModel, name, _without_cuda(getattr(SplatfactoModel, name)))
+
+
+_tensor_cuda = threading.RLock()
+"""Held by who has replaced `torch.Tensor.cuda`: the viewer renders in a thread of its own."""
+
+
+def _without_cuda(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a module, whose calls of `cuda()` leave tensors where the module is."""
+
+    @functools.wraps(method)
+    def on_own_device(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _tensor_cuda, unittest.mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor.to(_device(model))):
+            return method(model, *args, **kwargs)
+
+    return on_own_device
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

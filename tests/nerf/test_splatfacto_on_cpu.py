@@ -1,0 +1,58 @@
+"""`ns-train splatfacto`, its evaluation and its renders where there is no CUDA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models import splatfacto
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
+from nerfstudio.utils.eval_utils import eval_setup
+from small_edit import load_checkpoint
+
+from cds_nerf.fields.splat_rasterization import rasterization
+from cds_nerf.nerf import compatibility
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="gsplat draws here")
+
+
+def test_splatfacto_trains_and_densifies(splat_run):
+    state = load_checkpoint(splat_run)["pipeline"]
+    assert len(state["_model.gauss_params.means"]) != 150  # what it began with
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_splatfacto_is_evaluated_and_rendered(splat_run):
+    _, pipeline, _, _ = eval_setup(splat_run / "config.yml", test_mode="test")
+    pipeline.eval()
+    camera, batch = pipeline.datamanager.next_train(0)
+    outputs = pipeline.model.get_outputs_for_camera(camera)
+    assert outputs["rgb"].shape == batch["image"].shape
+    assert outputs["depth"].shape == outputs["accumulation"].shape == (*batch["image"].shape[:2], 1)
+    metrics, _ = pipeline.model.get_image_metrics_and_images(outputs, batch)
+    assert 0 < metrics["psnr"] < 60
+
+
+def test_splatfacto_starts_from_a_coloured_point_cloud():
+    points, colors = torch.rand(20, 3), torch.randint(0, 255, (20, 3), dtype=torch.uint8)
+    scene_box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    model = SplatfactoModelConfig().setup(scene_box=scene_box, num_train_data=1, seed_points=(points, colors))
+    assert torch.equal(model.means, points)
+    torch.testing.assert_close(model.colors, colors / 255)
+
+
+def test_cuda_still_means_cuda_elsewhere(splat_run):
+    eval_setup(splat_run / "config.yml", test_mode="inference")
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(1).cuda()
+
+
+def test_with_cuda_splatfacto_is_left_alone(monkeypatch):
+    """gsplat's own rasterization stays where gsplat can draw."""
+    monkeypatch.setattr(splatfacto, "rasterization", splatfacto.rasterization)  # put back at the end
+    theirs = object()
+    splatfacto.rasterization = theirs
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    compatibility.apply()
+    assert splatfacto.rasterization is theirs
+    assert rasterization is not theirs
