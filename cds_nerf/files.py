@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 
 from cds_nerf.errors import UserError, first_line
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a write ends with that is no mistake of the program's."""
+PARTIAL = ".partial-"
+"""How the name of what is being written begins; a random part and the name that it will have follow."""
 
 
 @contextmanager
@@ -26,8 +28,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: if it cannot be written; a file that was there before is left as it was.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    with _named_on_failure(path):
+    temporary = _temporary(path)
+    with named_on_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -40,19 +42,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to write into; it takes the name `path` once all is written, or vanishes.
 
-    What a killed process has left of it is removed first.
-
     Args:
         path: of the folder, which must not exist or be empty.
 
     Raises:
         UserError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    with _named_on_failure(path):
+    temporary = _temporary(path)
+    with named_on_failure(path):
         if path.is_dir() and any(path.iterdir()):
             raise UserError(f"cannot write {path}: it is there already, with files in it")
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -62,13 +61,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named_on_failure(path: Path) -> Iterator[None]:
+def named_on_failure(path: Path) -> Iterator[None]:
+    """Within, a write that fails is a UserError that names `path`, which was to be written."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if (failure := write_failure(error)) is None and not isinstance(error, OSError):
             raise
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or failure or error}") from error
+
+
+def _temporary(path: Path) -> Path:
+    """Another each time: none writes into, or removes, what another is writing, on whatever machine."""
+    return path.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{path.name}")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes have left in a folder, and in those below, of files that they were writing.
+
+    Args:
+        folder: no other process may be writing into it.
+    """
+    for path in folder.rglob(f"{PARTIAL}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_failure(error: BaseException) -> str | None:

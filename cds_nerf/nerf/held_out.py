@@ -18,13 +18,14 @@ from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
 from cds_nerf.progress import progress_bar
 
 
-def open_run(run: Path) -> CDSPipeline:
-    """The pipeline of an edit, or of a run as an edit would see it, with its newest checkpoint, in evaluation mode.
+def open_run(run: Path, data: Path | None = None) -> CDSPipeline:
+    """The pipeline of an edit, or of a run as an edit would see it, in evaluation mode.
 
     Neither the photographs nor the folder in which the run was made need be there.
 
     Args:
-        run: the run folder.
+        run: the run folder, whose newest checkpoint is taken, or one of its checkpoints.
+        data: where its data are by now, if not where they were.
 
     Raises:
         UserError: if the run, its checkpoint or its data cannot be read.
@@ -37,7 +38,7 @@ def open_run(run: Path) -> CDSPipeline:
             camera_res_scale_factor=config.datamanager.camera_res_scale_factor,
         )
         config = CDSPipelineConfig(datamanager=datamanager, model=found.model())
-    config.datamanager.data = found.data()
+    config.datamanager.data = data or found.data()
     pipeline = config.setup(device="cuda" if torch.cuda.is_available() else "cpu", test_mode="inference")
     checkpoint = read_checkpoint(found.checkpoint)
     pipeline.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
@@ -45,19 +46,20 @@ def open_run(run: Path) -> CDSPipeline:
 
 
 @torch.no_grad()
-def render_held_out(run: Path, folder: Path) -> None:
+def render_held_out(run: Path, folder: Path, data: Path | None = None) -> None:
     """Render the views that a run was not trained on, at their own size, in evaluation mode, as PNG files.
 
     They are called as their photographs are (see `picture_names`).
 
     Args:
-        run: the run folder; its newest checkpoint is taken.
+        run: the run folder, whose newest checkpoint is taken, or one of its checkpoints.
         folder: for the pictures, which must not exist or be empty; it is whole where it exists.
+        data: where the run's data are by now, if not where they were.
 
     Raises:
         UserError: if the run cannot be opened, or the pictures cannot be written.
     """
-    pipeline = open_run(run)
+    pipeline = open_run(run, data)
     dataset = pipeline.datamanager.eval_dataset
     with whole_folder(folder) as partial:
         names = picture_names(dataset.image_filenames)

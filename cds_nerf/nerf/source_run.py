@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,25 +207,38 @@ def _choose_checkpoint(directory: Path, step: int | None) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A nerfstudio checkpoint, memory-mapped: what is not looked at is not read.
+    """A nerfstudio checkpoint, memory-mapped where that goes: what is not looked at is not read.
 
     Raises:
-        UserError: if the file is no checkpoint.
+        UserError: if the file is no checkpoint, or cannot be read now.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except FileNotFoundError as error:
         raise UserError(
             f"the checkpoint {path} is not there, from which an edit starts until it has saved one of its own: "
             "put it back, or start a new edit with --load-dir"
         ) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch has none of its own for a broken file: almost any of Python's comes out
         raise UserError(
             f"the checkpoint {path} cannot be read ({first_line(error)}): is it whole, and one of nerfstudio's?"
         ) from error
-    if not isinstance(checkpoint, dict) or not {"pipeline", "step"} <= checkpoint.keys():
+    if not (
+        isinstance(checkpoint, dict)
+        and isinstance(checkpoint.get("step"), int)
+        and isinstance(checkpoint.get("pipeline"), dict)
+    ):
         raise UserError(f"{path} is no checkpoint of a nerfstudio run: give the nerfstudio_models folder of one")
     return checkpoint
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError):  # a filesystem without mmap, or torch's older format
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_pose_normalisation(directory: Path, outputs: DataparserOutputs) -> bool:

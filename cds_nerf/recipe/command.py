@@ -42,6 +42,6 @@ class RunRecipe:
 
         try:
             run_recipe(recipe)
-        except UserError as error:
+        except (UserError, OSError) as error:
             raise UserError(f"{self.recipe}: {error}") from error
         return 0

@@ -6,33 +6,41 @@ The runs are those of ns-train, which makes them: a stage can be continued, and 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 
 from cds_nerf.diffusion.pretrained import model_folder
 from cds_nerf.errors import UserError
-from cds_nerf.files import whole_file
+from cds_nerf.files import PARTIAL, whole_file
 from cds_nerf.image.naming import slug
+from cds_nerf.locking import RUN_LOCK, check_free, held
+from cds_nerf.nerf.checkpoints import checkpoint_files
 from cds_nerf.nerf.completion import FREE_ON_RESUME, check_values
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.held_out import render_held_out
-from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
+from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
 from cds_nerf.recipe.options import PARSER, command_line, normalised, parse
+from cds_nerf.recipe.origin import Origin
 from cds_nerf.recipe.recipe import Recipe
+from cds_nerf.termination import TERMINATED, on_sigterm
 
 SETTINGS_FILE = "recipe.json"
-"""In a run's folder: the options that the recipe gave it."""
+"""In a run's folder: the options that the recipe gave it, and what it was made from."""
+MADE_FROM = "made from"
+"""The key of the latter."""
 WATCHING = {"vis": "tensorboard", "viewer.quit-on-train-completion": True, "steps-per-save": 100}
 """A stage's options unless the recipe has others: it ends by itself, and little is lost where it is interrupted."""
 FREE = {".".join(path).replace("_", "-") for path in FREE_ON_RESUME}
 """Options that may change while a run is under way; all below them, too."""
+PLACE = {"output-dir", "experiment-name", "timestamp"}
+"""Options that say where a run is, and nothing of what it is."""
 MANAGED = {
     "output-dir": "output",
     "experiment-name": "output",
@@ -76,48 +84,105 @@ class Stage:
     """What the run folder holds once all is done, beside the last checkpoint."""
 
     def checkpoint(self) -> tuple[Path | None, int]:
-        """The newest whole checkpoint and the number of its steps; (None, 0) without one. Broken ones are deleted."""
-        for path in sorted((self.folder / "nerfstudio_models").glob("step-*.ckpt"), reverse=True):
-            try:
-                return path, int(read_checkpoint(path)["step"]) + 1
-            except UserError:
-                path.unlink()  # of a run that was killed while it wrote
-        return None, 0
+        """The newest checkpoint and the number of its steps; (None, 0) without one.
+
+        Raises:
+            UserError: if it cannot be read. It is left, and nothing goes on or starts anew beside it: it may be whole,
+                and the reason may pass.
+        """
+        files = checkpoint_files(self.folder / "nerfstudio_models")
+        if not files:
+            return None, 0
+        try:
+            return files[-1], read_checkpoint(files[-1])["step"] + 1
+        except UserError as error:
+            then = f"goes on from {files[-2].name}" if len(files) > 1 else "starts the stage anew"
+            raise UserError(
+                f"{error} It is left as it is. If it is broken for good, move it out of its folder: the same command "
+                f"then {then}"
+            ) from error
 
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether nothing is left to do.
+
+        Raises:
+            UserError: as `checkpoint`.
+        """
         return self.checkpoint()[1] >= self.steps and (
             self.last_file is None or (self.folder / self.last_file).exists()
         )
 
-    def check_settings(self) -> None:
-        """Check that what has been made was made with these options.
+    @property
+    def lock(self) -> Path:
+        """What a recipe holds while it makes the stage; the run has a lock of its own in its folder."""
+        name = "source" if self.key == "source" else self.folder.name  # no edit can be called so
+        return self.folder.parents[1] / f".{name}.lock"
+
+    @property
+    def busy(self) -> str:
+        """What is so while another process makes the stage."""
+        return f"{self.folder} is being made"
+
+    def check_free(self) -> None:
+        """Check that no other process makes it.
 
         Raises:
-            UserError: if it was not; the first option that differs is named.
+            UserError: if one does.
         """
-        if not self.folder.exists():
+        check_free(self.lock, self.busy)
+        check_free(self.folder / RUN_LOCK, self.busy)
+
+    def begun(self) -> bool:
+        """Whether anything has been made of it; a folder that was made and nothing else is not."""
+        return self.folder.exists() and any(
+            path.name != RUN_LOCK and not path.name.startswith(PARTIAL) for path in self.folder.iterdir()
+        )
+
+    def check_settings(self, origins: Mapping[str, Origin]) -> None:
+        """Check that what has been made was made with these options, and from the same.
+
+        Args:
+            origins: the capture and the source that the recipe would have it made from, where they are known.
+
+        Raises:
+            UserError: if it was not; the first that differs is named.
+        """
+        if not self.begun():
             return
-        way_out = f"choose another {'output' if self.key == 'source' else 'name'}, or delete that folder"
+        way_out = f"choose another {'output' if self.key == 'source' else 'name'}, or move that folder away"
+        path = self.folder / SETTINGS_FILE
         try:
-            before = json.loads((self.folder / SETTINGS_FILE).read_text("utf8"))
-        except (OSError, ValueError) as error:
+            before = json.loads(path.read_text("utf8"))
+            made_from = {name: Origin(**origin) for name, origin in before.pop(MADE_FROM, {}).items()}
+        except FileNotFoundError as error:
             raise UserError(f"{self.folder} is there, but no recipe made it: {way_out}") from error
-        for name in sorted({*before, *self._fixed()}):
+        except (OSError, ValueError, TypeError, AttributeError) as error:  # the disk; no JSON; none of a recipe's
+            raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
+        for name in sorted({*before, *self._fixed()} - PLACE):
             old, new = before.get(name), self._fixed().get(name)
             if old != new:
                 was, wanted = ("its default" if words is None else " ".join(words) for words in (old, new))
                 raise UserError(f"{self.folder} was made with {name} {was}, the recipe says {wanted}: {way_out}")
+        if not made_from.keys() >= origins.keys():
+            made_from = self._configured_origins() | made_from
+        for name, origin in origins.items():
+            if name in made_from and not origin.is_same(made_from[name]):
+                was = made_from[name].path
+                now = "what is there now is another" if was == origin.path else f"the recipe's is {origin.path}"
+                raise UserError(f"{self.folder} was made from the {name} {was}, {now}: {way_out}")
 
-    def run(self, start: Mapping[str, Any]) -> None:
+    def run(self, start: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
         """Do what is left to do.
 
         Args:
             start: options that a run takes which starts from nothing.
+            origins: what it is made from.
 
         Raises:
             UserError: if ns-train fails, or is stopped.
+            SystemExit: if it is stopped by SIGTERM.
         """
+        self.check_settings(origins)
         checkpoint, steps = self.checkpoint()
         if self.done():
             print(f"{self.key}: {self.folder} has its {self.steps} steps")
@@ -131,14 +196,32 @@ class Stage:
         else:
             options |= {name: [str(value)] for name, value in start.items()}
         print(f"{self.key}: {f'step {steps} of {self.steps}' if steps else f'{self.steps} steps'} in {self.folder}")
+        made_from = {name: asdict(origin) for name, origin in origins.items()}
         with whole_file(self.folder / SETTINGS_FILE) as file:
-            file.write_text(json.dumps(self._fixed(), indent=2), "utf8")
+            file.write_text(json.dumps({**self._fixed(), MADE_FROM: made_from}, indent=2), "utf8")
         status = _run([sys.executable, "-m", "nerfstudio.scripts.train", *command_line(self.method, options)])
+        if status == TERMINATED:
+            print(f"the {self.key} stage was terminated; the same command goes on where it stopped", file=sys.stderr)
+            raise SystemExit(TERMINATED)
         if status != 0 or not self.done():  # nerfstudio's own trainers end with status 0 after Ctrl-C
             raise UserError(f"the {self.key} stage did not end well; the same command goes on where it stopped")
 
     def _fixed(self) -> dict[str, list[str]]:
         return {name: words for name, words in self.options.items() if not _is_free(name)}
+
+    def _configured_origins(self) -> dict[str, Origin]:
+        """What the run's configuration says, for those of version 0.1.0, whose recipes did not write it down.
+
+        A capture that is gone has been moved, and is not compared.
+        """
+        if not (self.folder / "config.yml").exists():
+            return {}
+        pipeline: Any = read_run_config(self.folder).pipeline
+        capture, source = pipeline.datamanager.data, getattr(pipeline, "source_checkpoint", None)
+        origins = {} if capture is None or not capture.exists() else {"capture": Origin.of_capture(capture)}
+        if source is not None:
+            origins["source"] = Origin.of_checkpoint(source) if source.exists() else Origin(str(source))
+        return origins
 
 
 def run_recipe(recipe: Recipe) -> Path:
@@ -151,35 +234,56 @@ def run_recipe(recipe: Recipe) -> Path:
         UserError: if anything cannot be as the recipe says, before the first stage starts; or if a stage fails.
     """
     output = recipe.output.resolve()
-    source = None if recipe.source_run is not None else _source_stage(recipe, output)
-    if source is None:
-        assert recipe.source_run is not None
-        source_run = SourceRun.find(recipe.source_run).directory.resolve()
-    else:
-        source_run = source.folder
-    edit = _edit_stage(recipe, output, source_run)
+    source = _source_stage(recipe, output) if recipe.source_run is None else SourceRun.find(recipe.source_run)
+    edit = _edit_stage(recipe, output)
+    cameras = {"capture": Origin.of_capture(recipe.capture or cast(SourceRun, source).data())}
+
     for stage in (source, edit):
-        if stage is not None:
-            stage.check_settings()
+        if isinstance(stage, Stage):
+            stage.check_free()
+    if isinstance(source, Stage):
+        source.check_settings(cameras)
+        if edit.begun() and not source.done():
+            raise UserError(
+                f"{edit.folder} was made from {source.folder} as it was, and the recipe takes that to {source.steps} "
+                "steps: choose another name for an edit of it"
+            )
+    checkpoint = _checkpoint(source)
+    edit.check_settings(cameras if checkpoint is None else cameras | {"source": Origin.of_checkpoint(checkpoint)})
     if not edit.done():
         _check_edit(edit)
 
     pictures = output / "held_out"
-    for stage, run, name, start in (
-        (source, source_run, "source", {}),
-        (edit, edit.folder, edit.folder.name, {"load-dir": source_run / "nerfstudio_models"}),
-    ):
-        if stage is not None and not stage.done():
-            shutil.rmtree(pictures / name, ignore_errors=True)
-        if stage is not None:
-            stage.run(start)
-        if not (pictures / name).exists():
-            render_held_out(run, pictures / name)
+    with held(edit.lock, edit.busy):
+        with held(output / ".source.lock", f"the source in {output} is being made"):
+            if isinstance(source, Stage):
+                source.run({}, cameras)
+            checkpoint = _checkpoint(source)
+            assert checkpoint is not None
+            _show(checkpoint, pictures / "source", recipe.capture)
+        edit.run({"load-dir": checkpoint}, cameras | {"source": Origin.of_checkpoint(checkpoint)})
+        _show(cast(Path, edit.checkpoint()[0]), pictures / edit.folder.name, recipe.capture)
     print(f"held-out views: {pictures / 'source'} and {pictures / edit.folder.name}")
     if edit.last_file is not None:
         print(f"video: {edit.folder / edit.last_file}")
     print(f"open it: ns-viewer --load-config {edit.folder / 'config.yml'}")
     return edit.folder
+
+
+def _checkpoint(source: Stage | SourceRun) -> Path | None:
+    """What is edited, if it is there."""
+    return source.checkpoint if isinstance(source, SourceRun) else source.checkpoint()[0]
+
+
+def _show(checkpoint: Path, folder: Path, data: Path | None) -> None:
+    """Pictures of the held-out views, made anew where they are older than the checkpoint; what else lies there stays."""
+    if not folder.exists():
+        render_held_out(checkpoint, folder, data)
+    elif any(picture.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns for picture in folder.glob("*.png")):
+        with TemporaryDirectory(prefix=PARTIAL, dir=folder.parent) as fresh:
+            render_held_out(checkpoint, Path(fresh), data)
+            for picture in Path(fresh).iterdir():
+                picture.replace(folder / picture.name)
 
 
 def _source_stage(recipe: Recipe, output: Path) -> Stage:
@@ -193,7 +297,7 @@ def _source_stage(recipe: Recipe, output: Path) -> Stage:
     return Stage("source", "cds-source", output / "cds-source" / "run", options, config.max_num_iterations)
 
 
-def _edit_stage(recipe: Recipe, output: Path, source_run: Path) -> Stage:
+def _edit_stage(recipe: Recipe, output: Path) -> Stage:
     name = recipe.name or slug(recipe.target_prompt)
     options = _options(recipe, output, "edit", "cds", name)
     options |= {
@@ -249,8 +353,8 @@ def _is_free(name: str) -> bool:
 
 
 def _run(command: list[str]) -> int:
-    """Run a program to its end; after Ctrl-C, which it gets as well, it may save what it has."""
-    with subprocess.Popen(command) as process:
+    """Run a program to its end; after Ctrl-C, which it gets as well, or SIGTERM it may save what it has."""
+    with subprocess.Popen(command) as process, on_sigterm(process.terminate):
         try:
             return process.wait()
         except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cds_nerf.errors import UserError
+from cds_nerf.files import whole_folder
 from cds_nerf.progress import progress_bar
 from cds_nerf.shapes.render import focal_length, look_at_pose, render
 from cds_nerf.shapes.scene import Scene, parse_caption, vary
@@ -102,10 +102,9 @@ def write_capture(capture: Capture, folder: Path) -> bool:
     if folder.is_dir() and any(folder.iterdir()):
         _check_same(folder, settings)
         return False
-    partial = _fresh(folder)
-    _write_views(capture, capture.scene(), partial, "Views")
-    (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf8")
-    _move(partial, folder)
+    with whole_folder(folder) as partial:
+        _write_views(capture, capture.scene(), partial, "Views")
+        (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf8")
     return True
 
 
@@ -126,9 +125,8 @@ def write_ground_truth(capture: Capture, target: str, folder: Path) -> bool:
     edited = folder / "edited" / edit_name(target)
     if edited.exists():
         return False
-    partial = _fresh(edited)
-    _write_views(capture, capture.scene().edited(parse_caption(target)), partial, "Ground truth")
-    _move(partial, edited)
+    with whole_folder(edited) as partial:
+        _write_views(capture, capture.scene().edited(parse_caption(target)), partial, "Ground truth")
     return True
 
 
@@ -145,24 +143,6 @@ def _check_same(folder: Path, settings: dict[str, object]) -> None:
             raise UserError(
                 f"{folder} holds a scene whose {name} is {written.get(name)!r}, not {value!r}: choose another folder"
             )
-
-
-def _fresh(folder: Path) -> Path:
-    """An empty folder beside, to be moved to `folder` once all is written."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    return partial
-
-
-def _move(partial: Path, folder: Path) -> None:
-    try:
-        partial.replace(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> None:
