@@ -96,7 +96,8 @@ def _lock(descriptor: int, operation: int, path: Path, busy: str) -> None:
     except OSError as error:
         warnings.warn(
             UserAdvice(
-                f"the filesystem of {path.parent} has no locks ({error.strerror}): start nothing twice that writes there"
+                f"the filesystem of {path.parent} has no locks ({error.strerror}): nothing keeps you from starting "
+                "twice what writes there"
             ),
             stacklevel=2,
         )
