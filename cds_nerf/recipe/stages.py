@@ -276,7 +276,7 @@ def _checkpoint(source: Stage | SourceRun) -> Path | None:
 
 
 def _show(checkpoint: Path, folder: Path, data: Path | None) -> None:
-    """Pictures of the held-out views, made anew where they are older than the checkpoint; what else lies there stays."""
+    """Render the held-out views where the pictures are not there or older; what else lies there stays."""
     if not folder.exists():
         render_held_out(checkpoint, folder, data)
     elif any(picture.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns for picture in folder.glob("*.png")):
