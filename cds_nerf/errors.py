@@ -1,4 +1,4 @@
-"""The error for mistakes that the user can mend, and the advice that lets the work go on."""
+"""What ends a program in one line: mistakes that the user can mend, and Ctrl-C; and advice that lets the work go on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ class UserError(ValueError):
     """A wrong value from the user: the message names the thing, the value and the way out.
 
     Command lines print the message alone and exit with status 1; any other exception is a bug of ours.
+    """
+
+
+class Interrupted(BaseException):
+    """Ctrl-C in an edit of a scene; the message says how it goes on.
+
+    It is no KeyboardInterrupt, which nerfstudio's launcher would answer with a traceback and exit status 0.
     """
 
 

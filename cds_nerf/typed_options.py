@@ -50,6 +50,19 @@ def typed_options(words: Sequence[str], config: Any, subcommands: Mapping[str, s
     return frozenset(typed)
 
 
+def differing_options(config: Any, default: Any, path: str = "") -> frozenset[str]:
+    """The fields in which a configuration differs from another, by their dotted paths."""
+    if type(config) is type(default) and dict(_items(config)).keys() == dict(_items(default)).keys() != set():
+        of_default = dict(_items(default))
+        return frozenset().union(
+            *(
+                differing_options(value, of_default[key], f"{path}.{key}" if path else key)
+                for key, value in _items(config)
+            )
+        )
+    return frozenset() if config == default else frozenset([path])
+
+
 def _options(config: Any, name: str = "", path: str = "") -> Iterator[tuple[str, str]]:
     """The options of a dataclass, dictionary or list: names as tyro has them, with the paths of the fields."""
     hints = typing.get_type_hints(type(config), include_extras=True) if _is_dataclass_instance(config) else {}

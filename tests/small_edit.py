@@ -16,6 +16,7 @@ from nerfstudio.utils import writer
 from PIL import Image
 
 from cds_nerf.nerf.trainer import CDSTrainerConfig
+from cds_nerf.typed_options import set_value_at
 
 VIEWS = 7
 WIDTH, HEIGHT = 40, 24
@@ -128,10 +129,13 @@ def fresh(config: Any) -> Any:
 
 
 def edit_config_for(source_run: Path, diffusion_folder: Path, output: Path, **typed: Any) -> CDSTrainerConfig:
-    """What ns-train makes of a command line, before it completes it; keywords such as `pipeline__source_prompt`."""
-    config = CDSTrainerConfig()
-    config.machine.device_type = "cpu"
-    usual = {
+    """What ns-train makes of a command line, before it settles it.
+
+    Args:
+        typed: what was typed, by keywords such as `pipeline__source_prompt`; None for what was not after all. An edit
+            that is resumed has nothing else, a new one what every small edit has besides.
+    """
+    usual: dict[str, Any] = {
         "load_dir": source_run / "nerfstudio_models",
         "prompt": TARGET_PROMPT,
         "pipeline__source_prompt": SOURCE_PROMPT,
@@ -140,16 +144,17 @@ def edit_config_for(source_run: Path, diffusion_folder: Path, output: Path, **ty
         "pipeline__orbit_frames": 2,
         "max_num_iterations": 3,
         "vis": "tensorboard",
+        "machine__device_type": "cpu",
         "output_dir": output,
     }
-    for name, value in (usual | typed).items():
-        *parents, last = name.split("__")
-        target: Any = config
-        for parent in parents:
-            target = getattr(target, parent)
-        setattr(target, last, value)
-    config.pipeline.model.prompt = config.prompt  # as ns-train does
-    config.pipeline.datamanager.data = config.data
+    given = {} if "pipeline__resume_from" in typed else usual
+    config = CDSTrainerConfig()
+    config.typed = []
+    for name, value in (given | typed).items():
+        if value is not None:
+            path = name.replace("__", ".")
+            set_value_at(config, path, value)
+            config.typed.append(path)
     return config
 
 

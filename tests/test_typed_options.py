@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from cds_nerf.errors import UserError
-from cds_nerf.typed_options import as_flag, set_value_at, typed_options, value_at
+from cds_nerf.typed_options import as_flag, differing_options, set_value_at, typed_options, value_at
 
 
 @dataclass
@@ -73,6 +73,16 @@ def test_what_was_typed_is_known_whatever_its_value(line, typed):
 def test_option_by_a_name_that_is_not_known_is_no_silent_one():
     with pytest.raises(UserError, match="--roof is no option that is known"):
         typed_options(["--roof", "flat"], Room())
+
+
+def test_fields_that_differ_are_found():
+    room = Room(door="open", sizes=(1,), heated=True, light=Candle())
+    room.walls["north_wall"]["height"] = 3.0
+    room.shelf.hours = 4
+    assert differing_options(room, Room()) == {
+        *("door", "sizes", "heated", "light", "walls.north_wall.height", "shelf.hours")
+    }
+    assert not differing_options(Room(), Room())
 
 
 @pytest.mark.parametrize("path", ["door", "shelf.hours", "walls.north_wall.height", "windows.1.panes", "sizes.1"])

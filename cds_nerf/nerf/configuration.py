@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
@@ -65,3 +66,5 @@ class EditConfig(TrainerConfig):
         "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
     ] = "viewer+tensorboard"
     """Which visualizer to use."""
+    typed: tyro.conf.Suppress[list[str] | None] = None
+    """Which settings the user gave, by their dotted paths; where None, those that differ from the defaults."""

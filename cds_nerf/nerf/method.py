@@ -13,12 +13,13 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from cds_nerf.nerf import compatibility
+from cds_nerf.nerf import command_line, compatibility
 from cds_nerf.nerf.device import default_device
 from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 compatibility.apply()
+command_line.apply()
 
 cds = MethodSpecification(
     config=CDSTrainerConfig(),

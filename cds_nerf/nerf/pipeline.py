@@ -83,6 +83,10 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     source_checkpoint: tyro.conf.Suppress[Path | None] = None
     """The checkpoint that the edit starts from; found from --load-dir."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What a config.yml says; what an older version did not write has its default."""
+        vars(self).update(vars(type(self)()) | state)
+
 
 class CDSPipeline(VanillaPipeline):
     """Renders training views of a field, and hands their latents to the guidance.

@@ -59,7 +59,7 @@ class SourceRun:
         place = location.expanduser()
         if not place.exists():
             raise UserError(f"--load-dir {location} does not exist: give the folder of a finished run")
-        directory, place = _run_of(place)
+        directory, place = run_of(place)
         config = read_run_config(directory)
         if place in (directory, directory / CONFIG_FILE):
             place = directory / config.relative_model_dir
@@ -91,7 +91,7 @@ class SourceRun:
         return find_data(self.config, self.directory)
 
 
-def _run_of(place: Path) -> tuple[Path, Path]:
+def run_of(place: Path) -> tuple[Path, Path]:
     """The folder of the run that a place belongs to, and the place by a name without links, `.` and `..`.
 
     The run's folder is the place, one of the two folders above it, or so for what it links to.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,21 +13,23 @@ import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
 
-from cds_nerf.errors import UserError, print_advice_alone
-from cds_nerf.files import write_failure
-from cds_nerf.nerf.completion import complete
+from cds_nerf.errors import Interrupted, UserError
+from cds_nerf.files import whole_file, write_failure
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.progress import ProgressTrainer
+from cds_nerf.nerf.resumed_edit import settle_resumed_edit
 from cds_nerf.nerf.source_run import check_pose_normalisation
+from cds_nerf.nerf.typed_settings import settle_typed
 from cds_nerf.seeding import repeatable_on_cpu
 
 
 class CDSTrainer(ProgressTrainer):
     """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
 
-    A mistake of the user's, a limit of the machine's or Ctrl-C ends the program with a message and status 1.
+    What the user can mend, such as a limit of the machine's, is a UserError; Ctrl-C ends with Interrupted.
     """
 
     config: EditConfig
@@ -36,30 +37,29 @@ class CDSTrainer(ProgressTrainer):
     activity = "Editing"
 
     @contextmanager
-    def _plain_ending(self) -> Iterator[None]:
+    def _way_on(self) -> Iterator[None]:
+        """Say of what ends the edit how it goes on."""
         resume = f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
         try:
             yield
-        except UserError as error:
-            sys.exit(f"cds: {error}")
-        except KeyboardInterrupt:
-            sys.exit(f"cds: interrupted; {resume}")
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted; {resume}") from error
         except FloatingPointError as error:
-            sys.exit(f"cds: {error}; {resume} --pipeline.guidance-dtype bfloat16")
-        except torch.OutOfMemoryError:
-            sys.exit(
-                f"cds: {self.device} has too little memory: start with a smaller --pipeline.guidance-resolution or "
+            raise UserError(f"{error}; {resume} --pipeline.guidance-dtype bfloat16") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.device} has too little memory: start with a smaller --pipeline.guidance-resolution or "
                 "--pipeline.guidance-device cpu (or cuda:1), or, if the edit was under way, fewer "
                 f"--pipeline.rays-per-chunk; {resume}"
-            )
+            ) from error
         except (OSError, RuntimeError, SafetensorError) as error:
             if (failure := write_failure(error)) is None:
                 raise
-            sys.exit(f"cds: {failure}; with room on the disk, {resume}")
+            raise UserError(f"{failure}; with room on the disk, {resume}") from error
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the weights, check that the poses are the source's, and prepare the guidance."""
-        with self._plain_ending():
+        with self._way_on():
             super().setup(test_mode)
             self._check_poses()
             steps = self.config.max_num_iterations
@@ -100,7 +100,7 @@ class CDSTrainer(ProgressTrainer):
         self.step = self._start_step - 1
         self.config.max_num_iterations = max(total - self._start_step, 0)  # nerfstudio counts from the start step
         try:
-            with self._plain_ending(), repeatable_on_cpu(self.device):
+            with self._way_on(), repeatable_on_cpu(self.device):
                 super().train()
         finally:
             self.config.max_num_iterations = total
@@ -135,33 +135,40 @@ class CDSTrainer(ProgressTrainer):
 
 @dataclass
 class CDSTrainerConfig(EditConfig):
-    """The configuration of an edit, which is completed when ns-train names the run."""
+    """The configuration of an edit, which is settled when ns-train names the run."""
 
     _target: type = field(default_factory=lambda: CDSTrainer)
 
     def set_timestamp(self) -> None:
-        """Complete the configuration (see `completion`) and name the run; ns-train calls this first of all.
+        """Settle the configuration and name the run; ns-train calls this first of all.
 
-        A mistake of the user's ends the program here, with its message and status 1.
+        Raises:
+            UserError: if a setting is missing, contradicts another, or names something that is not there; or if the
+                configuration is that of a run, which `--load-config` gave.
         """
-        print_advice_alone("cds")
-        try:
-            complete(self, default=type(self)())
-        except UserError as error:
-            sys.exit(f"cds: {error}")
+        if self.pipeline.source_checkpoint is not None:
+            raise UserError(
+                f"--load-config gives the settings of the edit in {self.get_base_dir()}, whose source is another run: "
+                f"let it go on with ns-train cds --pipeline.resume-from {self.get_base_dir()}, or edit its field with "
+                f"ns-train cds --load-dir {self.get_base_dir()}"
+            )
+        settle_typed(self)
+        if self.pipeline.resume_from is not None:
+            settle_resumed_edit(self)
+        else:
+            settle_new_edit(self)
         super().set_timestamp()
 
     def save_config(self) -> None:
-        """Write `config.yml` under another name and rename it, so that there is a whole one at any moment."""
+        """Write `config.yml`, whole at any moment.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
         path = self.get_base_dir() / "config.yml"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(yaml.dump(self), "utf8")
-            partial.replace(path)
-        except OSError as error:
-            sys.exit(
-                f"cds: the run folder {path.parent} cannot be written ({error.strerror}): choose another --output-dir, "
-                "or make room"
-            )
+            with whole_file(path) as file:
+                file.write_text(yaml.dump(self), "utf8")
+        except UserError as error:
+            raise UserError(f"{error}: choose another --output-dir, or make room") from error
         CONSOLE.log(f"Saved config to: {path}")

@@ -22,9 +22,10 @@ from cds_nerf.files import PARTIAL, whole_file
 from cds_nerf.image.naming import slug
 from cds_nerf.locking import RUN_LOCK, check_free, held
 from cds_nerf.nerf.checkpoints import checkpoint_files
-from cds_nerf.nerf.completion import FREE_ON_RESUME, check_values
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.held_out import render_held_out
+from cds_nerf.nerf.resumed_edit import FREE_ON_RESUME
+from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
 from cds_nerf.recipe.options import PARSER, command_line, normalised, parse
 from cds_nerf.recipe.origin import Origin
@@ -37,7 +38,7 @@ MADE_FROM = "made from"
 """The key of the latter."""
 WATCHING = {"vis": "tensorboard", "viewer.quit-on-train-completion": True, "steps-per-save": 100}
 """A stage's options unless the recipe has others: it ends by itself, and little is lost where it is interrupted."""
-FREE = {".".join(path).replace("_", "-") for path in FREE_ON_RESUME}
+FREE = {path.replace("_", "-") for path in FREE_ON_RESUME}
 """Options that may change while a run is under way; all below them, too."""
 PLACE = {"output-dir", "experiment-name", "timestamp"}
 """Options that say where a run is, and nothing of what it is."""

@@ -19,6 +19,7 @@ from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, fresh, load_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cds_nerf import CDSGuidance
+from cds_nerf.errors import Interrupted
 from cds_nerf.nerf.method import cds_source
 from cds_nerf.nerf.pipeline import CDSPipeline
 
@@ -297,21 +298,11 @@ def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted
     run(whole)
 
     broken = edit_config(timestamp="broken", max_num_iterations=5, steps_per_save=2)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=r"interrupted; .*--pipeline\.resume-from"):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"interrupted; .*--pipeline\.resume-from"):
         interrupt_at(patch, interrupted_at)
         run(broken)
     folder = broken.get_base_dir()
-    resumed = edit_config(
-        load_dir=None,
-        prompt=None,
-        pipeline__source_prompt="",
-        pipeline__diffusion=type(broken.pipeline)().diffusion,
-        pipeline__guidance_resolution=None,
-        pipeline__orbit_frames=type(broken.pipeline)().orbit_frames,
-        output_dir=type(broken)().output_dir,
-        max_num_iterations=None,
-        pipeline__resume_from=folder,
-    )
+    resumed = edit_config(pipeline__resume_from=folder)
     run(resumed)
     assert resumed.get_base_dir() == folder
     assert_equal_states(load_checkpoint(folder), load_checkpoint(whole.get_base_dir()))
@@ -321,19 +312,19 @@ def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted
 def test_finished_edit_can_be_taken_further(edit_config):
     config = edit_config(max_num_iterations=2)
     run(config)
-    longer = edit_config(load_dir=None, max_num_iterations=4, pipeline__resume_from=config.get_base_dir())
+    longer = edit_config(max_num_iterations=4, pipeline__resume_from=config.get_base_dir())
     assert run(longer).step == 3
     assert load_checkpoint(config.get_base_dir())["step"] == 3
 
 
 def test_source_views_that_were_cut_short_are_completed(edit_config, monkeypatch):
     config = edit_config(timestamp="broken")
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(CDSPipeline, "render_frame", lambda self, index: (_ for _ in ()).throw(KeyboardInterrupt))
         run(config)
     folder = config.get_base_dir()
     assert len(source_latents(folder)) == TRAINING_VIEWS and not (folder / "source" / "orbit").exists()
-    resumed = edit_config(load_dir=None, pipeline__resume_from=folder)
+    resumed = edit_config(pipeline__resume_from=folder)
     run(resumed)
     assert len(list((folder / "source" / "orbit").glob("*.png"))) == 2
 
@@ -342,12 +333,12 @@ def test_source_views_that_were_cut_short_are_completed(edit_config, monkeypatch
 def test_lost_source_views_are_made_from_the_source_and_not_from_the_edit(edit_config, monkeypatch, lost):
     whole, broken = edit_config(timestamp="whole", steps_per_save=1), edit_config(timestamp="broken", steps_per_save=1)
     run(whole)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_at(patch, step=2)
         run(broken)
     path = broken.get_base_dir() / "source" / lost
     path.unlink() if path.is_file() else shutil.rmtree(path)
-    run(edit_config(load_dir=None, pipeline__resume_from=broken.get_base_dir()))
+    run(edit_config(pipeline__resume_from=broken.get_base_dir()))
     assert_equal_states(*(load_checkpoint(c.get_base_dir()) for c in (whole, broken)))
     assert_equal_states(*(source_latents(c.get_base_dir()) for c in (whole, broken)))
     for picture in (whole.get_base_dir() / "source").glob("*/*.png"):
@@ -358,12 +349,12 @@ def test_lost_source_views_are_made_from_the_source_and_not_from_the_edit(edit_c
 def test_record_that_was_cut_short_is_made_again(edit_config, monkeypatch):
     whole, broken = edit_config(timestamp="whole"), edit_config(timestamp="broken")
     run(whole)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(CDSPipeline, "render_frame", interrupted_orbit())
         run(broken)
     folder = broken.get_base_dir()
     assert not (folder / "before_after.mp4").exists()
-    run(edit_config(load_dir=None, pipeline__resume_from=folder))
+    run(edit_config(pipeline__resume_from=folder))
     assert_equal_states(load_checkpoint(folder), load_checkpoint(whole.get_base_dir()))
     kinds = ("edited_views/*.png", "strips/*.png", "source/**/*.png", "*.mp4")
     made = [{path.name for kind in kinds for path in c.get_base_dir().glob(kind)} for c in (whole, broken)]
@@ -388,7 +379,7 @@ def interrupted_orbit() -> Any:
 def test_edit_is_resumed_by_what_is_in_its_folder_too(edit_config, part):
     config = edit_config()
     run(config)
-    resumed = edit_config(load_dir=None, pipeline__resume_from=config.get_base_dir() / part)
+    resumed = edit_config(pipeline__resume_from=config.get_base_dir() / part)
     resumed.set_timestamp()
     assert resumed.get_base_dir() == config.get_base_dir()
 
@@ -438,7 +429,7 @@ def test_moved_run_resumes_in_its_new_place(edit_config, tmp_path):
     moved = tmp_path / "elsewhere" / "scene" / "cds" / "renamed"
     moved.parent.mkdir(parents=True)
     shutil.move(config.get_base_dir(), moved)
-    longer = edit_config(load_dir=None, max_num_iterations=3, pipeline__resume_from=moved)
+    longer = edit_config(max_num_iterations=3, pipeline__resume_from=moved)
     run(longer)
     assert load_checkpoint(moved)["step"] == 2
     eval_setup(moved / "config.yml", test_mode="inference")

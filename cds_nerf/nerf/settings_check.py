@@ -1,0 +1,74 @@
+"""Settings of an edit that cannot be, told before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from cds_nerf.errors import UserError
+from cds_nerf.nerf.configuration import EditConfig
+from cds_nerf.typed_options import as_flag, value_at
+
+AT_LEAST = {
+    "max_num_iterations": 1,
+    "machine.seed": 0,
+    "steps_per_save": 0,
+    "steps_per_eval_batch": 0,
+    "steps_per_eval_image": 0,
+    "steps_per_eval_all_images": 0,
+    "pipeline.guidance_resolution": 1,
+    "pipeline.draws_per_view": 1,
+    "pipeline.rays_per_chunk": 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
+    "pipeline.steps_per_strip": 1,
+    "pipeline.orbit_frames": 0,
+    "pipeline.w_keep": 0,
+}
+"""The least value of each setting."""
+
+
+def check_values(config: EditConfig) -> None:
+    """Check what can be checked without the source run and the diffusion model.
+
+    Raises:
+        UserError: if a device is not there, a number is too small, or one setting excludes another.
+    """
+    _check_devices(config)
+    _check_numbers(config)
+    if config.start_paused and "viewer" not in config.vis:
+        raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
+    for name in ("mixed_precision", "use_grad_scaler"):
+        if getattr(config, name) and config.machine.device_type == "cpu":
+            raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
+
+
+def _check_devices(config: EditConfig) -> None:
+    if config.machine.num_devices > 1 or config.machine.num_machines > 1:
+        raise UserError(
+            "cds edits on one device (--machine.num-devices 1); --pipeline.guidance-device cuda:1 puts the diffusion "
+            "model on a second one"
+        )
+    for path in ("machine.device_type", "pipeline.guidance_device"):
+        device = value_at(config, path)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch's answers to devices that it does not know or have
+            raise UserError(
+                f"{as_flag(path)} is {device}, which torch does not find here: add {as_flag(path)} cpu"
+            ) from error
+
+
+def _check_numbers(config: EditConfig) -> None:
+    for path, least in AT_LEAST.items():
+        value = value_at(config, path)
+        if value is not None and not value >= least:
+            raise UserError(f"{as_flag(path)} is {value}; it must be at least {least}")
+    if config.machine.seed >= 2**32:
+        raise UserError(f"--machine.seed is {config.machine.seed}; it must be less than 2^32")
+    for group, parts in config.optimizers.items():
+        optimizer, scheduler = parts["optimizer"], parts["scheduler"]
+        values = {"optimizer.lr": optimizer.lr, "optimizer.max_norm": optimizer.max_norm}
+        values |= {} if scheduler is None else {"scheduler.lr_final": scheduler.lr_final}
+        for name, value in values.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{as_flag(f'optimizers.{group}.{name}')} is {value}; it must be greater than 0")
