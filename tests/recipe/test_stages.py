@@ -20,6 +20,7 @@ from PIL import Image
 from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf import cli
+from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.source_run import read_checkpoint
 from cds_nerf.recipe import stages
@@ -47,8 +48,8 @@ def run_here(command: list[str]) -> int:
     writer.EVENT_STORAGE.clear()
     try:
         train.main(parse(command[3:]))
-    except SystemExit as error:
-        return 1 if error.code else 0
+    except (UserError, Interrupted):
+        return 1
     return 0
 
 
