@@ -57,18 +57,19 @@ def settle_resumed_edit(config: EditConfig) -> None:
             f"--pipeline.resume-from {directory}: nerfstudio finds a run only under SCENE/{run.method_name}/TIME, "
             f"move it into a folder named {run.method_name}"
         )
+    free = {path for path in config.typed or () if any(is_within(path, other) for other in FREE_ON_RESUME)}
+    for path in free:
+        set_value_at(run, path, value_at(config, path))
+    check_values(run)
+    run.data = run.pipeline.datamanager.data = find_data(run, directory)
     run.output_dir, run.experiment_name, run.timestamp = directory.parents[2], directory.parents[1].name, directory.name
     for path in config.typed or ():
-        if any(is_within(path, free) for free in FREE_ON_RESUME):
-            set_value_at(run, path, value_at(config, path))
-        elif path != "pipeline.resume_from" and not _agrees(config, run, path):
+        if path not in free | {"pipeline.resume_from"} and not _agrees(config, run, path):
             raise UserError(
                 f"{as_typed(path)} is {shown(value_at(config, path))}, but the run that is resumed has "
                 f"{shown(_value_or_none(run, path))}, which stays: start a new edit with --load-dir "
                 f"{directory / run.relative_model_dir} to change it"
             )
-    check_values(run)
-    run.data = run.pipeline.datamanager.data = find_data(run, directory)
     vars(config).update(vars(run))
 
 

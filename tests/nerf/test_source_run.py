@@ -118,8 +118,8 @@ def test_edit_of_another_version_is_not_resumed(edit_config):
     config = edit_config()
     run(config)
     rewrite_config(config.get_base_dir(), lambda text: text.replace("w_keep: 1.0", "w_keep: 1.0\n  w_magic: 2.0"))
-    with pytest.raises(SystemExit, match=r"config\.yml was written by other versions.*CDSPipelineConfig\.w_magic"):
-        run(edit_config(load_dir=None, pipeline__resume_from=config.get_base_dir()))
+    with pytest.raises(UserError, match=r"config\.yml was written by other versions.*CDSPipelineConfig\.w_magic"):
+        run(edit_config(pipeline__resume_from=config.get_base_dir()))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_edit_of_another_version_is_not_resumed(edit_config):
 )
 def test_configuration_of_no_use_is_named(edit_config, run_copy, change, message):
     rewrite_config(run_copy, change)
-    with pytest.raises(SystemExit, match=rf"config\.yml .*{message}"):
+    with pytest.raises(UserError, match=rf"config\.yml .*{message}"):
         run(edit_config(load_dir=run_copy))
 
 
