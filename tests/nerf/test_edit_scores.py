@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_edit import interrupt_at
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig
+from cds_nerf.errors import Interrupted
 
 
 def test_terms_of_another_score_are_recorded_by_its_names(edit_config, capsys):
@@ -36,8 +37,8 @@ def test_decreasing_timesteps_go_over_the_edit_s_own_steps_however_often_it_was_
     monkeypatch.setattr(CDSGuidance, "__call__", spy)
     guidance = CDSGuidanceConfig(timestep_schedule="decreasing", timestep_spread=0)
     config = edit_config(max_num_iterations=4, steps_per_save=2, pipeline__guidance=guidance)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_at(patch, 3)
         run(config)
-    run(edit_config(load_dir=None, max_num_iterations=4, pipeline__resume_from=config.get_base_dir()))
+    run(edit_config(max_num_iterations=4, pipeline__resume_from=config.get_base_dir()))
     assert seen == [(0, 4, 950), (1, 4, 650), (2, 4, 350), (3, 4, 50)]
