@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ def make_diffusion() -> MakeDiffusion:
     """Make a small random Stable Diffusion: `make_diffusion(prediction_type, dtype)`."""
 
     def make(prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+        if dtype == torch.float16 and torch.__version__ < "2.2":
+            pytest.skip("torch before 2.2 has no float16 on a CPU")
         pipeline = make_pipeline(prediction_type)
         return LatentDiffusion(
             unet=pipeline.unet.to(dtype),
@@ -34,6 +36,15 @@ def make_diffusion() -> MakeDiffusion:
         )
 
     return make
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """For models in double precision: transformers 4 makes their masks in torch's default one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

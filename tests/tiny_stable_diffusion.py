@@ -6,6 +6,8 @@ Its edits mean nothing; it loads, encodes, denoises and decodes by the same code
 """
 
 import argparse
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,8 +22,10 @@ def make_tokenizer(max_length: int = 16) -> CLIPTokenizer:
     """A CLIP tokenizer that knows single letters only."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
+    with tempfile.TemporaryDirectory() as folder:  # by files: transformers 4 and 5 take their contents differently
+        Path(folder, "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=max_length)
 
 
 def make_pipeline(prediction_type: str = "epsilon", max_length: int = 16, seed: int = 0) -> StableDiffusionPipeline:

@@ -14,7 +14,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there was too little memory, on a GPU or for the CPU."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # torch has no class for it
         return True
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
 
 
 def checkpoint_gradients(diffusion: LatentDiffusion) -> None:

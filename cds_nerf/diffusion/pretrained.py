@@ -63,21 +63,24 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
         vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
         overflows = is_xl and dtype == torch.float16 and vae_config.get("force_upcast", True)
         models = [
-            ("text_encoder", CLIPTextModel, {"dtype": dtype}),
-            ("vae", AutoencoderKL, {"torch_dtype": torch.float32 if overflows else dtype}),
-            ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
+            ("text_encoder", CLIPTextModel, dtype),
+            ("vae", AutoencoderKL, torch.float32 if overflows else dtype),
+            ("unet", UNet2DConditionModel, dtype),
         ]
         if is_xl:
-            models.append(("text_encoder_2", CLIPTextModelWithProjection, {"dtype": dtype}))
+            models.append(("text_encoder_2", CLIPTextModelWithProjection, dtype))
             parts["force_zeros_for_empty_prompt"] = read_config(folder / "model_index.json").get(
                 "force_zeros_for_empty_prompt", True
             )
         parts |= load_tokenizers(folder)
         for name, kind, precision in models:
             variant = _weights(files, name, dtype).variant
-            parts[name], loading = kind.from_pretrained(
-                folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **precision
+            # transformers 4 and 5 call the argument by different names; a text encoder is small enough to convert.
+            wanted = {} if name.startswith("text_encoder") else {"torch_dtype": precision}
+            part, loading = kind.from_pretrained(
+                folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **wanted
             )
+            parts[name] = part.to(precision)
             if loading["missing_keys"]:  # both libraries only log this, and leave random weights
                 raise ValueError(f"the weights of {name} lack {sorted(loading['missing_keys'])[0]}")
     except UserError:

@@ -5,14 +5,16 @@ nerfstudio imports its plugins at the start of every ns- command, so that `apply
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
 import math
+import pickle
 import threading
 import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -42,15 +44,49 @@ def load_checkpoints_safely() -> None:
     when nerfstudio writes checkpoints without one, and old checkpoints no longer matter. numpy 2 moved the scalar's
     module, so that it is allowed by both names.
     """
-    scalar: Any = np.float64(0).__reduce__()[0]
+    if torch.__version__ < "2.6":
+        torch.serialization._weights_only_unpickler = WeightsOnly  # type: ignore[assignment]
+        return
     torch.serialization.add_safe_globals(
         [
-            (scalar, "numpy.core.multiarray.scalar"),
-            (scalar, "numpy._core.multiarray.scalar"),
+            *((NUMPY_SCALAR, name) for name in NUMPY_SCALAR_NAMES),
             np.dtype,
             type(np.dtype(np.float64)),
         ]
     )
+
+
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+NUMPY_SCALAR_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+
+class WeightsOnly:
+    """In place of the module by which a torch before 2.6 unpickles with `weights_only=True`.
+
+    That one can be told of no numpy scalar (before 2.4), or by one name only. Can go when torch 2.6 is the oldest.
+    """
+
+    class Unpickler(pickle.Unpickler):
+        """Finds what torch's own one allows, numpy's scalars, and nothing else."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """The class or function of a checkpoint.
+
+            Raises:
+                pickle.UnpicklingError: if it is not among those that are allowed.
+            """
+            allowed = torch._weights_only_unpickler._get_allowed_globals()  # type: ignore[attr-defined]
+            allowed = {**allowed, **dict.fromkeys(NUMPY_SCALAR_NAMES, NUMPY_SCALAR)}
+            allowed |= {"numpy.dtype": np.dtype, "_codecs.encode": codecs.encode}  # which make a scalar
+            try:
+                return allowed[f"{module}.{name}"]
+            except KeyError:
+                raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no weight") from None
+
+    @classmethod
+    def load(cls, file: IO[bytes], **options: Any) -> Any:
+        """Unpickle one object, as `pickle.load`."""
+        return cls.Unpickler(file, **options).load()
 
 
 class LazyLPIPS(nn.Module):
@@ -66,7 +102,6 @@ class LazyLPIPS(nn.Module):
     def __init__(self, build: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.network = functools.cache(lambda: self._fetch(build))
-        self.register_load_state_dict_pre_hook(_drop_own_keys)
 
     @staticmethod
     def _fetch(build: Callable[[], nn.Module]) -> nn.Module | None:
@@ -79,17 +114,15 @@ class LazyLPIPS(nn.Module):
             )
             return None
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Nothing is missing, and nothing is too much."""
+
     def forward(self, image_1: Tensor, image_2: Tensor, normalize: bool = False) -> Tensor:
         """LPIPS [B,1,1,1] of two image batches [B,3,H,W]; NaN where the network cannot be had."""
         network = self.network()
         if network is None:
             return image_1.new_full((len(image_1), 1, 1, 1), math.nan)
         return network.to(image_1.device)(image_1, image_2, normalize=normalize)
-
-
-def _drop_own_keys(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        del state_dict[key]
 
 
 def fetch_lpips_when_needed() -> None:

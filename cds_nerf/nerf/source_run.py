@@ -234,7 +234,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)  # torch 2.1 maps no Path
     except FileNotFoundError:
         raise
     except (OSError, RuntimeError):  # a filesystem without mmap, or torch's older format

@@ -46,7 +46,7 @@ class CDSTrainer(ProgressTrainer):
             raise Interrupted(f"interrupted; {resume}") from error
         except FloatingPointError as error:
             raise UserError(f"{error}; {resume} --pipeline.guidance-dtype bfloat16") from error
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"{self.device} has too little memory: start with a smaller --pipeline.guidance-resolution or "
                 "--pipeline.guidance-device cpu (or cuda:1), or, if the edit was under way, fewer "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cds_nerf.shapes.training.autoencoder_stage import encode_renders, train_autoencoder
 from cds_nerf.shapes.training.classifier_stage import train_classifier
-from cds_nerf.shapes.training.denoiser_stage import new_scheduler, train_denoiser
+from cds_nerf.shapes.training.denoiser_stage import new_scheduler, train_denoiser, write_vocabulary
 from cds_nerf.shapes.training.loop import Worker
 from cds_nerf.shapes.training.renders import Renders, random_renders
 
@@ -72,6 +72,11 @@ def _work(rank: int, command: TrainPrior) -> None:
         # transformers would open its part in the precision that it is kept in, diffusers opens the others in float32.
         config = worker.folder / "prior" / "text_encoder" / "config.json"
         config.write_text(config.read_text("utf8").replace('"dtype": "float16"', '"dtype": "float32"'), "utf8")
+        # transformers 4 opens neither a tokenizer nor a text encoder that transformers 5 has written.
+        write_vocabulary(worker.folder / "prior" / "tokenizer")
+        weights = config.with_name("model.safetensors")
+        prefixed = {f"text_model.{name.removeprefix('text_model.')}": w for name, w in load_file(weights).items()}
+        save_file(prefixed, weights, metadata={"format": "pt"})
         save_model(classifier.half(), str(worker.folder / "classifier.safetensors"))
         print(f"wrote {worker.folder / 'prior'} and {worker.folder / 'classifier.safetensors'}")
 

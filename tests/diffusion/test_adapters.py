@@ -53,6 +53,7 @@ def kohya_weights(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]
     converted = {}
     for key, value in weights.items():
         layer, direction, _ = key.rsplit(".", 2)
+        layer = layer.replace("text_encoder.text_model.", "text_encoder.")  # as transformers 4 calls it
         layer = layer.replace("text_encoder.encoder", "lora_te_text_model_encoder").replace("unet.", "lora_unet_")
         layer = layer.replace(".", "_")
         converted[f"{layer}.{'lora_down' if direction == 'lora_A' else 'lora_up'}.weight"] = value

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
 from cds_nerf.diffusion.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 MAKERS: dict[str, Callable[[], Any]] = {"SD": make_pipeline, "SDXL": make_xl_pipeline}
 
 

@@ -101,6 +101,7 @@ def test_sdxl_without_pooled_embeddings_is_told(folders: dict[str, Path]) -> Non
         diffusion.predict_noise(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 16, 80))
 
 
+@pytest.mark.usefixtures("float64_by_default")
 def test_a_batch_of_prompts_serves_a_batch_of_latents_in_sdxl(folders: dict[str, Path]) -> None:
     diffusion = LatentDiffusion.from_pretrained(folders["SDXL"], dtype=torch.float64)
     guidance = CDSGuidance(CDSGuidanceConfig(), diffusion)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -12,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -26,6 +28,7 @@ from cds_nerf.diffusion import pretrained
 from cds_nerf.errors import UserError
 
 NAME = "owner/name"
+VOCABULARY = "tokenizer/tokenizer.json" if transformers.__version__ >= "5" else "tokenizer/vocab.json"
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 
 
@@ -146,7 +149,8 @@ class TestFolders:
         assert "has the second text encoder of SDXL alone, as its refiner does" in sentence(model)
 
     def test_a_missing_vocabulary_is_not_taken_for_an_empty_one(self, model: Path) -> None:
-        (model / "tokenizer" / "tokenizer.json").unlink()
+        for file in ("tokenizer.json", "vocab.json", "merges.txt"):
+            (model / "tokenizer" / file).unlink(missing_ok=True)
         assert "lacks tokenizer/vocab.json, tokenizer/merges.txt" in sentence(model)
 
     @pytest.mark.parametrize(
@@ -308,7 +312,7 @@ class TestHub:
         assert LatentDiffusion.from_pretrained(NAME).prediction_type == "v_prediction"
         assert not asked
 
-    @pytest.mark.parametrize("missing", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"])
+    @pytest.mark.parametrize("missing", ["unet/diffusion_pytorch_model.safetensors", VOCABULARY])
     def test_a_half_downloaded_model_is_completed(
         self, saved: Path, hub: Callable[..., list[str]], missing: str
     ) -> None:
@@ -372,7 +376,7 @@ class TestHub:
         hub(ConnectionError())
         monkeypatch.setattr(pretrained, "model_info", huggingface_hub.model_info)
         monkeypatch.setattr(huggingface_hub.model_info.__self__, "endpoint", "http://127.0.0.1:9")  # nobody listens
-        assert "cannot be reached ([Errno 111] Connection refused)" in sentence(NAME)
+        assert re.search(r"cannot be reached \(.*Connection refused", sentence(NAME))
 
     def test_a_connection_lost_on_the_way(self, saved: Path, hub: Callable[..., list[str]]) -> None:
         hub(saved, broken=ConnectionError("reset by peer"))

@@ -74,6 +74,7 @@ def test_defaults_are_the_reference_settings(diffusion: LatentDiffusion, images:
     assert torch.equal(default.latents, reference.latents)
 
 
+@pytest.mark.usefixtures("float64_by_default")
 def test_images_of_one_batch_come_out_as_each_alone(images: Tensor) -> None:
     diffusion = make_diffusion(torch.float64)  # so that nothing hides behind rounding
     targets = ["a pig", "a dog", "a cow"]

@@ -91,7 +91,7 @@ def test_empty_checkpoint_folder_is_named(edit_config, run_copy):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory.*--pipeline.guidance-resolution"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "too little memory.*--pipeline.guidance-resolution"),
         (FloatingPointError("not finite in torch.float16"), "not finite.*resume-from .* --pipeline.guidance-dtype"),
     ],
 )

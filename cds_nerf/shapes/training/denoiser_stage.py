@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -37,6 +40,13 @@ CAPTION_SHARES = {
 
 def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with one token for each word of the world; words from elsewhere fall into letters."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_vocabulary(Path(folder))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Write the tokenizer's tokens and merges, in the files that transformers 4 and 5 both read."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: dict[tuple[str, str], str] = {}
@@ -47,9 +57,10 @@ def make_tokenizer() -> CLIPTokenizer:
             merges[start, letter] = start + letter
             start += letter
     tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *merges.values()]
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=list(merges), model_max_length=TOKENS
-    )
+    numbers = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(numbers) + "\n", "utf8")
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf8")
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -87,7 +87,8 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
     parallel = DistributedDataParallel(objective) if worker.count > 1 else objective
-    half_precision = torch.cpu._is_avx512_bf16_supported()
+    # Older versions of torch have no such question.
+    half_precision = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     saved_at = time.monotonic()
     bar = progress_bar(description=name, total=steps, initial=start, shown=worker.is_first)
     for step in range(start, steps):
