@@ -40,6 +40,9 @@ class CDSGuidanceConfig:
     w_cut: float = PaperDefault(3.0)
     """Weight of the contrastive loss, which keeps the structure, beside any score; 0 is none. By default the score's
     own: 3 for cds, else 0."""
+    relative_w_cut: float | None = None
+    """Strength of the contrastive loss's gradient relative to the score's, on the mean over the last hundred steps or
+    so, in place of w_cut: it means the same whatever the model, the size of the latents, the layers and the score."""
     n_patches: int = 256
     """How many patches of each self-attention feature map are compared, at the most."""
     patch_sizes: tuple[int, ...] = (1, 2)
@@ -74,6 +77,7 @@ class CDSGuidanceConfig:
         for field in fields(self):
             if isinstance(getattr(self, field.name), PaperDefault):
                 setattr(self, field.name, PaperDefault(getattr(paper, field.name)))
+        self._check_weights()
         rules = {
             "guidance_scale": (self.guidance_scale >= 0, "at least 0"),
             "w_dds": (self.w_dds >= 0, "at least 0"),
@@ -92,3 +96,25 @@ class CDSGuidanceConfig:
         for name, (valid, rule) in rules.items():
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
+
+    def _check_weights(self) -> None:
+        """Of the two contrastive weights one counts: the relative one where there is one."""
+        if self.relative_w_cut is None:
+            return
+        if not self.relative_w_cut >= 0:
+            raise UserError(f"relative_w_cut is {self.relative_w_cut!r}; it must be at least 0")
+        if isinstance(self.w_cut, PaperDefault):
+            self.w_cut = PaperDefault(0.0)
+        if self.w_cut:
+            raise UserError(
+                f"w_cut is {self.w_cut} and relative_w_cut is {self.relative_w_cut}: they weigh the same, give one"
+            )
+        if not self.w_dds:
+            raise UserError(
+                f"relative_w_cut is {self.relative_w_cut}, relative to a score whose weight w_dds is 0: give w_cut"
+            )
+
+    @property
+    def has_contrastive_term(self) -> bool:
+        """Whether the contrastive loss has a weight, of whichever kind."""
+        return bool(self.w_cut or self.relative_w_cut)

@@ -18,9 +18,9 @@ from cds_nerf.guidance.cds import contrastive_loss
 from cds_nerf.guidance.config import CDSGuidanceConfig
 from cds_nerf.guidance.contrastive_layers import select_layers
 from cds_nerf.guidance.draws import Generators, draw_noise, draw_positions, draw_timesteps
+from cds_nerf.guidance.gradient_strengths import GradientStrengths
 from cds_nerf.guidance.noisy_pair import Features, NoisyPair
 from cds_nerf.guidance.registry import score_class
-from cds_nerf.guidance.score import Score
 from cds_nerf.guidance.timestep_schedule import timestep_bounds
 
 CONTRASTIVE = "cut_loss"
@@ -64,6 +64,8 @@ class CDSGuidance:
     the source. `diffusion.unet.enable_gradient_checkpointing()` halves the memory of what is with gradient for about a
     quarter more time; the gradient is the same.
 
+    Under `relative_w_cut` it remembers in `strengths` how strong both gradients were: one guidance for one edit.
+
     Args:
         config: the settings; read anew at each call.
         diffusion: the model.
@@ -75,6 +77,7 @@ class CDSGuidance:
     def __init__(self, config: CDSGuidanceConfig, diffusion: LatentDiffusion) -> None:
         self.config = config
         self.diffusion = diffusion
+        self.strengths = GradientStrengths()
         score_class(config.score)
         self._contrastive_layers()
 
@@ -137,15 +140,17 @@ class CDSGuidance:
             gradient = score.gradient(pair).detach()
             per_latent = 2000 / target[0, 0].numel()
             score_term = _Term((per_latent * pair.target * gradient).flatten(1).sum(dim=1), per_latent * gradient)
-            terms = {_term_name(score, config.score): (score_term, config.w_dds)}
-            if config.w_cut:
-                terms[CONTRASTIVE] = (self._contrastive_term(pair, generators), config.w_cut)
-            for term, _ in terms.values():
-                self._check_finite(term.gradient, timestep)
-            weighted_terms = {name: term.as_loss(target_latents, weight) for name, (term, weight) in terms.items()}
+            terms = {f"{score.term or config.score}_loss": score_term}
+            if config.has_contrastive_term:
+                terms[CONTRASTIVE] = self._contrastive_term(pair, generators)
+            self._check_finite([term.gradient for term in terms.values()], timestep)
+            weights: dict[str, float | Tensor] = dict.fromkeys(terms, config.w_dds)
+            if config.has_contrastive_term:
+                weights[CONTRASTIVE] = self._contrastive_weight(score_term, terms[CONTRASTIVE], needs_gradient)
+            weighted_terms = {name: term.as_loss(target_latents, weights[name]) for name, term in terms.items()}
             return CDSOutput(
                 loss=torch.stack(list(weighted_terms.values())).sum(),
-                terms={name: term.as_loss(target_latents) for name, (term, _) in terms.items()},
+                terms={name: term.as_loss(target_latents) for name, term in terms.items()},
                 weighted_terms=weighted_terms,
                 gradient=gradient,
                 timestep=pair.timestep,
@@ -164,9 +169,19 @@ class CDSGuidance:
         )
         return _Term(loss.detach(), pair.contrastive_gradient(loss))
 
+    def _contrastive_weight(self, score: _Term, contrastive: _Term, is_step: bool) -> float | Float[Tensor, " batch"]:
+        """`w_cut`, or what gives the contrastive gradient its strength relative to the score's, for each item."""
+        config = self.config
+        if config.relative_w_cut is None:
+            return config.w_cut
+        if is_step:
+            self.strengths.add(config.w_dds * score.gradient, contrastive.gradient)
+        return config.relative_w_cut * self.strengths.ratio(contrastive.gradient)
+
     def _contrastive_layers(self) -> list[SelfAttention]:
         """The self-attentions that take part in the contrastive loss; none where it has no weight."""
-        return select_layers(self.config, self_attention_layers(self.diffusion.unet)) if self.config.w_cut else []
+        has_term = self.config.has_contrastive_term
+        return select_layers(self.config, self_attention_layers(self.diffusion.unet)) if has_term else []
 
     def _draw_timestep(
         self, generators: Generators, step: int | None = None, steps: int | None = None
@@ -176,8 +191,8 @@ class CDSGuidance:
         least, most = (round(bound * timesteps) for bound in timestep_bounds(self.config, step, steps))
         return draw_timesteps(grid, least, most, generators)
 
-    def _check_finite(self, gradient: Tensor, timestep: Tensor) -> None:
-        if not gradient.isfinite().all():
+    def _check_finite(self, gradients: Sequence[Tensor], timestep: Tensor) -> None:
+        if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             raise FloatingPointError(
                 f"the guidance's gradient is not finite in {self.diffusion.dtype} at timestep {timestep.tolist()}: "
                 "use bfloat16 or float32 for the diffusion model, or look for non-finite latents"
@@ -191,9 +206,11 @@ class _Term:
     value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch channels h w"]
 
-    def as_loss(self, target_latents: Tensor, weight: float = 1.0) -> Float[Tensor, ""]:
-        """The sum over the batch, times a weight, as a function of the target latents."""
-        return _ValueWithGradient.apply(target_latents, weight * self.value.sum(), weight * self.gradient)
+    def as_loss(self, target_latents: Tensor, weight: float | Float[Tensor, " batch"] = 1.0) -> Float[Tensor, ""]:
+        """The weighted sum over the batch, as a function of the target latents; one weight, or one an item."""
+        weights = weight if isinstance(weight, Tensor) else torch.full_like(self.value, weight)
+        gradient = weights[:, None, None, None] * self.gradient
+        return _ValueWithGradient.apply(target_latents, (weights * self.value).sum(), gradient)
 
 
 class _ValueWithGradient(torch.autograd.Function):
@@ -209,10 +226,6 @@ class _ValueWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         return grad_output.to(gradient) * gradient, None, None
-
-
-def _term_name(score: Score, name: str) -> str:
-    return f"{score.term or name}_loss"
 
 
 def _one_each(generator: Generator | Sequence[Generator] | None, batch: int) -> Generators:

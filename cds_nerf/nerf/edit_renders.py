@@ -63,7 +63,7 @@ class EditRenders:
         diffusion = pipeline.guidance.diffusion
         source = pipeline.source.image(0)
         edit = pipeline.render_still(0)
-        gradient = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0), diffusion)(
+        gradient = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0, relative_w_cut=None), diffusion)(
             pipeline.source.latents(0),
             diffusion.encode(edit[None]),
             pipeline.source_text,

@@ -222,6 +222,7 @@ class CDSPipeline(VanillaPipeline):
             step=0,
             steps=self.steps,
         )
+        self.guidance.strengths.clear()  # a trial is no step
 
     @contextmanager
     def source_weights(self) -> Iterator[None]:

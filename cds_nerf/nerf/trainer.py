@@ -17,6 +17,7 @@ from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.files import whole_file, write_failure
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.gradient_record import load_strengths, save_strengths
 from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.progress import ProgressTrainer
@@ -66,6 +67,7 @@ class CDSTrainer(ProgressTrainer):
             assert steps is not None
             with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
                 self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps)
+            load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
             self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
 
     def _check_poses(self) -> None:
@@ -110,6 +112,7 @@ class CDSTrainer(ProgressTrainer):
 
         Where only the latest is kept, the others are deleted after that.
         """
+        save_strengths(self.pipeline.guidance, self.base_dir, step)
         final = self.checkpoint_dir
         partial = final.with_name(f"{final.name}.partial")
         if partial.exists():  # of a run that was killed while it wrote

@@ -296,6 +296,16 @@ class TestMistakes:
             ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be at least 0"),
             ({"w_dds": -1.0}, "w_dds is -1.0"),
             ({"w_cut": -0.1}, "w_cut is -0.1"),
+            ({"relative_w_cut": -0.1}, "relative_w_cut is -0.1; it must be at least 0"),
+            ({"relative_w_cut": float("nan")}, "relative_w_cut is nan; it must be at least 0"),
+            (
+                {"relative_w_cut": 0.5, "w_cut": 3.0},
+                "w_cut is 3.0 and relative_w_cut is 0.5: they weigh the same, give one",
+            ),
+            (
+                {"relative_w_cut": 0.5, "w_dds": 0.0},
+                "relative_w_cut is 0.5, relative to a score whose weight w_dds is 0: give w_cut",
+            ),
             ({"n_patches": 0}, "n_patches is 0; it must be at least 1"),
             ({"patch_sizes": ()}, r"patch_sizes is \(\)"),
             ({"patch_sizes": (1, 0)}, r"patch_sizes is \(1, 0\)"),

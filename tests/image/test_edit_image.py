@@ -109,6 +109,7 @@ def test_a_seed_repeats_the_result_exactly_and_another_does_not(diffusion: Laten
         {"config": CDSGuidanceConfig(max_timestep=0.1)},
         {"config": CDSGuidanceConfig(contrastive_query="target")},
         {"config": CDSGuidanceConfig(contrastive_layers=(0,))},
+        {"config": CDSGuidanceConfig(relative_w_cut=0.5)},
         {"config": CDSGuidanceConfig(timestep_schedule="decreasing")},
         *[{"config": CDSGuidanceConfig(score=score)} for score in ("dds", "sds", "pds", "ids")],
         {"learning_rate": 0.05},
