@@ -19,10 +19,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torchmetrics.image.lpip
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.utils.io import load_from_json
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
@@ -35,6 +39,7 @@ def apply() -> None:
     fetch_lpips_when_needed()
     if not torch.cuda.is_available():
         draw_splats_without_cuda()
+    let_validation_and_test_views_stand_for_each_other()
 
 
 def load_checkpoints_safely() -> None:
@@ -204,3 +209,41 @@ def _without_cuda(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def let_validation_and_test_views_stand_for_each_other() -> None:
+    """Take one of "val" and "test" where the data lists no views for the other.
+
+    nerfstudio asks for "val" while it trains and for "test" when it opens the run later, and each ends it where the
+    data has lists of views for "train" but none for it: https://github.com/nerfstudio-project/nerfstudio/issues/2933.
+    Can go when nerfstudio does so itself, or says so before it trains.
+    """
+    generate = Nerfstudio._generate_dataparser_outputs
+    if hasattr(generate, "__wrapped__"):
+        return
+
+    @functools.wraps(generate)
+    def generate_dataparser_outputs(self: Nerfstudio, split: str = "train") -> DataparserOutputs:
+        transforms = self.config.data if self.config.data.suffix == ".json" else self.config.data / "transforms.json"
+        listed = load_from_json(transforms) if transforms.is_file() else {}
+        return generate(self, _first_listed(split, lambda name: bool(listed.get(f"{name}_filenames"))))
+
+    Nerfstudio._generate_dataparser_outputs = generate_dataparser_outputs  # type: ignore[method-assign]
+
+    get_indices = ColmapDataParser._get_image_indices
+
+    @functools.wraps(get_indices)
+    def get_image_indices(self: ColmapDataParser, image_filenames: list[Path], split: str) -> Any:
+        def is_listed(name: str) -> bool:
+            path = self.config.data / f"{name}_list.txt"
+            return path.is_file() and bool(path.read_text("utf8").strip())
+
+        return get_indices(self, image_filenames, _first_listed(split, is_listed))
+
+    ColmapDataParser._get_image_indices = get_image_indices  # type: ignore[method-assign]
+
+
+def _first_listed(split: str, is_listed: Callable[[str], bool]) -> str:
+    """The split, or the first of those that can stand for it that is listed."""
+    stand_ins = {"val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
+    return next((name for name in stand_ins.get(split, ()) if is_listed(name)), split)

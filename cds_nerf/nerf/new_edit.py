@@ -74,6 +74,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
         pipeline.datamanager.dataparser = _typed_over(parser, config, PARSER)
     if "pipeline.datamanager.camera_res_scale_factor" not in typed:
         pipeline.datamanager.camera_res_scale_factor = source_pipeline.datamanager.camera_res_scale_factor
+    pipeline.datamanager.dataset = source.dataset()
     data = pipeline.datamanager.data or source.data()
     if not data.exists():
         raise UserError(f"the data {data} of the source run is not there: give --data")

@@ -198,6 +198,8 @@ class CDSPipeline(VanillaPipeline):
         self.source = ViewStore(
             directory / "source", self.render_still, self.render_frame, diffusion.encode, self._measure_relevance
         )
+        self.datamanager.train_dataset.picture = self.source.made_image  # for the viewer
+        self.datamanager.eval_dataset.picture = lambda index: None
         if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
             self._check_guidance_takes_the_views()
             with self.source_weights():

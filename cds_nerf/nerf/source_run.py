@@ -7,11 +7,12 @@ import os
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
@@ -85,6 +86,14 @@ class SourceRun:
         """The names of the model's parameter groups, but for the cameras' poses."""
         trained = read_checkpoint(self.checkpoint).get("optimizers", {})
         return {*trained, *self.config.optimizers} - {"camera_opt"}
+
+    def dataset(self) -> type[InputDataset]:
+        """What the run's model compares with photographs: these alone, or more."""
+        datamanager: Any = self.config.pipeline.datamanager
+        target = datamanager._target
+        bases = (target, *getattr(target, "__orig_bases__", ()))
+        kinds = [getattr(datamanager, "dataset", None), *(kind for base in bases for kind in get_args(base))]
+        return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, InputDataset)), InputDataset)
 
     def data(self) -> Path:
         """Where the run's data are (see `find_data`)."""

@@ -70,6 +70,14 @@ class ViewStore:
             self._make_view(index)
         return to_tensor(read_image(path))
 
+    def made_image(self, index: int) -> Float[Tensor, "3 height width"] | None:
+        """A view, in 0..1; None if it has not been made.
+
+        Raises:
+            UserError: if its picture cannot be read.
+        """
+        return self.image(index) if self._path("views", index).exists() else None
+
     def latents(self, index: int) -> Float[Tensor, "1 channels h w"]:
         """The latents of a view.
 
