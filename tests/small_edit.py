@@ -117,7 +117,11 @@ def train_splat_source(capture: Path, output: Path, method: str = "splatfacto", 
     config.logging = LoggingConfig(local_writer=LocalWriterConfig(enable=False))
     config.pipeline.datamanager.dataparser.load_3D_points = False
     for name, value in (SMALL_SPLATS | model).items():
-        setattr(config.pipeline.model, name, value)
+        *parents, last = name.split("__")
+        target: Any = config.pipeline.model
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
     torch.manual_seed(0)
     run(config)
     return config.get_base_dir()

@@ -6,12 +6,16 @@ from typing import Protocol
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 from torch.nn import Parameter
 
 
 class Field(Protocol):
     """A scene that cameras see differentiably."""
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """Cameras [N] as the model was trained to see through them; those that are given stay as they are."""
 
     def begin_edit(self) -> None:
         """Make the model ready to be edited; called once, before the first view is rendered."""
@@ -33,5 +37,15 @@ class Field(Protocol):
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """What an edit may move, by the names of its optimizers: all but the cameras' poses."""
 
-    def prepare_to_load(self, step: int) -> None:
-        """Give the parameters the shapes that they have in a checkpoint of a step."""
+    def callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """What the field asks to be called before or after a step of the edit."""
+
+    def prepare_to_load(self, step: int, state: dict[str, Tensor]) -> None:
+        """Give the parameters the shapes that they have in a checkpoint.
+
+        Those that have them already stay the same objects, which optimizers know.
+
+        Args:
+            step: of the checkpoint.
+            state: the model's weights in it, by their names in the model.
+        """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
@@ -27,6 +31,10 @@ class RayField:
     def __init__(self, model: Model, rays_per_chunk: int) -> None:
         self.model = model
         self.rays_per_chunk = rays_per_chunk
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """The same: rays are bent as the lens bends them."""
+        return cameras
 
     def begin_edit(self) -> None:
         """Hold the camera poses, and let saturated colours move."""
@@ -55,6 +63,20 @@ class RayField:
         """The model's parameter groups without the camera poses."""
         return {name: group for name, group in self.model.get_param_groups().items() if name != "camera_opt"}
 
-    def prepare_to_load(self, step: int) -> None:
+    def callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """The model's own, which see a step at which all annealing is over.
+
+        Those for certain steps (TensoRF's refinements of its grid) were for the source's training.
+        """
+        callbacks = [callback for callback in self.model.get_training_callbacks(attributes) if callback.iters is None]
+        for callback in callbacks:
+            callback.func = partial(_call_late, callback.func)
+        return callbacks
+
+    def prepare_to_load(self, step: int, state: dict[str, Tensor]) -> None:
         """TensoRF's parameters grow with the steps."""
         self.model.update_to_step(SOURCE_STEPS + step)
+
+
+def _call_late(function: Any, *args: Any, step: int, **kwargs: Any) -> None:
+    function(*args, step=SOURCE_STEPS + step, **kwargs)

@@ -19,14 +19,27 @@ DEFAULT_ITERATIONS = 1000
 """Edit steps where the user asks for no number."""
 
 
+EDIT_RATES = {
+    "proposal_networks": 1e-3,
+    "fields": 1e-3,
+    "means": 1e-4,
+    "scales": 5e-3,
+    "quats": 1e-3,
+    "features_dc": 1e-2,
+    "features_rest": 5e-4,
+    "opacities": 5e-2,
+}
+"""What each parameter group moves at first: those of ray fields, and those of splats."""
+
+
 def edit_optimizers() -> dict[str, Any]:
     """Adam at a rate that decays exponentially to a tenth over the edit (chosen by `benchmarks/learning_rate.py`)."""
     return {
         group: {
-            "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=DEFAULT_ITERATIONS),
+            "optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15),
+            "scheduler": ExponentialDecaySchedulerConfig(lr_final=rate / 10, max_steps=DEFAULT_ITERATIONS),
         }
-        for group in ("proposal_networks", "fields")
+        for group, rate in EDIT_RATES.items()
     }
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.base_datamanager import (
+    DataManagerConfig,
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+)
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
@@ -43,24 +50,8 @@ class CDSDataManagerConfig(VanillaDataManagerConfig):
     run's."""
 
 
-class CDSDataManager(VanillaDataManager[CameraDataset]):
-    """A `VanillaDataManager` that reads no photograph unless a loss or a metric wants one.
-
-    An edit needs the cameras alone. Metrics need the photographs; ns-viewer, ns-render and ns-export get them as far as
-    they are there.
-    """
-
-    config: CDSDataManagerConfig
-
-    def __init__(self, config: CDSDataManagerConfig, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().__init__(config, *args, **kwargs)
-        except PARSER_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{type(config.dataparser).__name__.removesuffix('Config')} cannot read the data "
-                f"{config.data or config.dataparser.data} ({reason}): give the --data of the source run"
-            ) from error
+class _ParserWithoutPhotographs:
+    test_mode: Literal["test", "val", "inference"]
 
     @property
     def dataparser(self) -> DataParser:
@@ -78,6 +69,26 @@ class CDSDataManager(VanillaDataManager[CameraDataset]):
             parser._downscale_factor = parser.config.downscale_factor or 1  # type: ignore[assignment]
         self._dataparser = parser
 
+
+class CDSDataManager(_ParserWithoutPhotographs, VanillaDataManager[CameraDataset]):
+    """A `VanillaDataManager` that reads no photograph unless a loss or a metric wants one.
+
+    An edit needs the cameras alone. Metrics need the photographs; ns-viewer, ns-render and ns-export get them as far as
+    they are there.
+    """
+
+    config: CDSDataManagerConfig
+
+    def __new__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
+        """The data manager of the settings; nerfstudio's other commands take the method's, whatever they say."""
+        if isinstance(config, CDSImageDataManagerConfig):
+            return CDSImageDataManager(config, *args, **kwargs)  # type: ignore[abstract]
+        return super().__new__(cls)
+
+    def __init__(self, config: CDSDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        with _unreadable_told(config):
+            super().__init__(config, *args, **kwargs)
+
     def setup_train(self) -> None:
         """Prepare to sample pixels of training photographs, which are loaded when `next_train` is called."""
         if self.test_mode != "val":
@@ -94,21 +105,9 @@ class CDSDataManager(VanillaDataManager[CameraDataset]):
         """
         if self.eval_pixel_sampler is not None:
             return
-        outputs = self.eval_dataset._dataparser_outputs
-        files = [*outputs.image_filenames, *(outputs.mask_filenames or [])]
-        files += outputs.metadata.get("depth_filenames") or [] if self.config.dataset is DepthDataset else []
-        if not files:
-            raise UserError(f"the data {self.config.data} has no evaluation photographs, with which metrics compare")
-        if missing := [file for file in files if not file.exists()]:
-            raise UserError(
-                f"metrics compare with {len(files)} files, of which {len(missing)} are not there: "
-                f"put them back, such as {missing[0]}"
-            )
-        try:
-            self.eval_dataset = self.config.dataset(outputs, self.config.camera_res_scale_factor)  # type: ignore
+        self.eval_dataset = evaluation_photographs(self, self.config.dataset)
+        with _unreadable_photograph_told():
             super().setup_eval()
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"an evaluation photograph cannot be read: {first_line(error)}") from error
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """Rays and pixels of training photographs, which are loaded the first time."""
@@ -129,10 +128,124 @@ class CDSDataManager(VanillaDataManager[CameraDataset]):
         return super().next_eval_image(step)
 
     def next_view(self, step: int, seed: int) -> int:
-        """The index of the training camera of a step: in shuffled passes, each camera once before any twice."""
-        count = len(self.train_dataset)
-        generator = torch.Generator().manual_seed(seed_for(seed, "views", step // count))
-        return int(torch.randperm(count, generator=generator)[step % count])
+        """The index of the training camera of a step: see `view_of_step`."""
+        return view_of_step(step, seed, len(self.train_dataset))
+
+
+@dataclass
+class CDSImageDataManagerConfig(FullImageDatamanagerConfig):
+    """The data of an edit of what is drawn a whole image at a time: its cameras."""
+
+    _target: type = field(default_factory=lambda: CDSImageDataManager)
+
+
+class CDSImageDataManager(_ParserWithoutPhotographs, FullImageDatamanager[CameraDataset]):
+    """A `FullImageDatamanager`, which reads no photograph before it is asked for one, and undistorts what it reads."""
+
+    config: CDSImageDataManagerConfig
+
+    def __init__(self, config: CDSImageDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        with _unreadable_told(config):
+            super().__init__(config, *args, **kwargs)
+
+    def get_train_rays_per_batch(self) -> int:
+        """The pixels of the first view, for nerfstudio's statistics: its own reads all photographs to say that."""
+        first = self.train_dataset.cameras[0]
+        return int(first.width) * int(first.height)
+
+    def load_eval_photographs(self) -> None:
+        """Load the evaluation photographs if they are not.
+
+        Raises:
+            UserError: if there are none, or one of them cannot be read.
+        """
+        if "cached_eval" not in vars(self):
+            self.eval_dataset = evaluation_photographs(self, InputDataset)
+            with _unreadable_photograph_told():
+                self.cached_eval  # noqa: B018 - which loads them
+
+    def next_eval(self, step: int) -> tuple[Cameras, dict]:
+        """An evaluation camera and its photograph; all are loaded the first time."""
+        return self.next_eval_image(step)
+
+    def next_eval_image(self, step: int) -> tuple[Cameras, dict]:
+        """An evaluation camera and its photograph; all are loaded the first time."""
+        self.load_eval_photographs()
+        return super().next_eval_image(step)
+
+    def next_view(self, step: int, seed: int) -> int:
+        """The index of the training camera of a step: see `view_of_step`."""
+        return view_of_step(step, seed, len(self.train_dataset))
+
+
+def settings_like(config: CDSDataManagerConfig, source: DataManagerConfig) -> DataManagerConfig:
+    """An edit's settings, for a data manager of the source's kind.
+
+    Args:
+        config: the edit's, complete.
+        source: the source run's.
+    """
+    if not isinstance(source, FullImageDatamanagerConfig):
+        return config
+    if hasattr(config.dataparser, "load_3D_points"):
+        config.dataparser.load_3D_points = False  # what splats are made of is in the checkpoint
+    return CDSImageDataManagerConfig(
+        data=config.data,
+        dataparser=config.dataparser,
+        camera_res_scale_factor=config.camera_res_scale_factor,
+        cache_images=source.cache_images,
+        cache_images_type=source.cache_images_type,
+    )
+
+
+def view_of_step(step: int, seed: int, count: int) -> int:
+    """The view of a step, of so many: in shuffled passes, each view once before any twice."""
+    generator = torch.Generator().manual_seed(seed_for(seed, "views", step // count))
+    return int(torch.randperm(count, generator=generator)[step % count])
+
+
+def evaluation_photographs(manager: CDSDataManager | CDSImageDataManager, dataset: type[InputDataset]) -> Any:
+    """The held-out views with what the source's model compares with, which are read when they are asked for.
+
+    Args:
+        manager: of an edit.
+        dataset: photographs alone, or depth or segments with them.
+
+    Raises:
+        UserError: if there are none, or one is not there or cannot be read.
+    """
+    config, outputs = manager.config, manager.eval_dataset._dataparser_outputs
+    files = [*outputs.image_filenames, *(outputs.mask_filenames or [])]
+    files += outputs.metadata.get("depth_filenames") or [] if dataset is DepthDataset else []
+    if not files:
+        raise UserError(f"the data {config.data} has no evaluation photographs, with which metrics compare")
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(
+            f"metrics compare with {len(files)} files, of which {len(missing)} are not there: "
+            f"put them back, such as {missing[0]}"
+        )
+    with _unreadable_photograph_told():
+        return dataset(outputs, config.camera_res_scale_factor)
+
+
+@contextmanager
+def _unreadable_photograph_told() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"an evaluation photograph cannot be read: {first_line(error)}") from error
+
+
+@contextmanager
+def _unreadable_told(config: Any) -> Iterator[None]:
+    try:
+        yield
+    except PARSER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{type(config.dataparser).__name__.removesuffix('Config')} cannot read the data "
+            f"{config.data or config.dataparser.data} ({reason}): give the --data of the source run"
+        ) from error
 
 
 def downscale_factor(data: Path) -> int | None:

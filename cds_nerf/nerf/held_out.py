@@ -63,8 +63,9 @@ def render_held_out(run: Path, folder: Path, data: Path | None = None) -> None:
     dataset = pipeline.datamanager.eval_dataset
     with whole_folder(folder) as partial:
         names = picture_names(dataset.image_filenames)
+        cameras = pipeline.field.cameras(dataset.cameras)
         for index, name in enumerate(progress_bar(names, "Held-out views", unit="view")):
-            image = pipeline.field.render_frame(dataset.cameras[index : index + 1])
+            image = pipeline.field.render_frame(cameras[index : index + 1])
             save_image(image.clamp(0, 1), partial / name)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
-
 from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
+from cds_nerf.nerf.datamanager import settings_like
 from cds_nerf.nerf.pipeline import PROMPT_FLAGS
 from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_run import SourceRun
@@ -52,13 +51,11 @@ def _find_source_run(config: EditConfig) -> SourceRun:
 
 
 def _take_source_run(config: EditConfig, source: SourceRun) -> None:
-    if isinstance(source.config.pipeline.datamanager, FullImageDatamanagerConfig):
-        raise UserError(
-            f"{source.directory} is a {source.config.method_name} run, which renders no rays: "
-            "cds edits ray-based fields, such as nerfacto's"
-        )
+    source.check_kind()
     pipeline, typed = config.pipeline, set(config.typed or ())
     source_pipeline: Any = source.config.pipeline
+    if source.trains_on_images and "pipeline.rays_per_chunk" in typed:
+        raise UserError("--pipeline.rays-per-chunk does nothing in an edit of splats, which are drawn a view at a time")
     model: Any = source.model()
     pipeline.model = _typed_over(model, config, "pipeline.model")
     if (typed_implementation := getattr(pipeline.model, "implementation", None)) != getattr(
@@ -79,6 +76,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     if not data.exists():
         raise UserError(f"the data {data} of the source run is not there: give --data")
     config.data = pipeline.datamanager.data = data
+    pipeline.datamanager = settings_like(pipeline.datamanager, source_pipeline.datamanager)  # type: ignore[assignment]
 
     config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
     config.optimizers = _optimizers(config, source.parameter_groups())  # the poses stay as they are

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.external import TCNN_EXISTS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
@@ -26,13 +25,17 @@ from cds_nerf.diffusion import LatentDiffusion
 from cds_nerf.diffusion.model_name import DEFAULT_MODEL
 from cds_nerf.errors import UserError
 from cds_nerf.fields.field import Field
+from cds_nerf.fields.kinds import field_of
 from cds_nerf.fields.orbit import orbit_cameras
-from cds_nerf.fields.ray_field import SOURCE_STEPS, RayField
 from cds_nerf.fields.ray_rendering import rescale_camera
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.guidance.relevance import relevance_map
 from cds_nerf.nerf import compatibility
-from cds_nerf.nerf.datamanager import CDSDataManager, CDSDataManagerConfig
+from cds_nerf.nerf.datamanager import (
+    CDSDataManager,
+    CDSDataManagerConfig,
+    CDSImageDataManager,
+)
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.progress import progress_bar
@@ -95,7 +98,7 @@ class CDSPipeline(VanillaPipeline):
     """
 
     config: CDSPipelineConfig
-    datamanager: CDSDataManager
+    datamanager: CDSDataManager | CDSImageDataManager
 
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """One step of the edit: the losses of one view. All that is drawn follows from the seed and the step."""
@@ -144,7 +147,7 @@ class CDSPipeline(VanillaPipeline):
     @property
     def field(self) -> Field:
         """The model as an edit sees it."""
-        return RayField(self.model, self.config.rays_per_chunk)
+        return field_of(self.model, self.config.rays_per_chunk)
 
     def render_view(
         self, index: int, seed: int
@@ -189,7 +192,7 @@ class CDSPipeline(VanillaPipeline):
                 f"--pipeline.guidance-resolution is {resolution}; {config.diffusion} takes multiples of {multiple}, "
                 f"such as {max(round(resolution / multiple), 1) * multiple}"
             )
-        cameras = self.datamanager.train_dataset.cameras
+        cameras = self.field.cameras(self.datamanager.train_dataset.cameras)
         self.views = [rescale_camera(cameras[i : i + 1], resolution, multiple) for i in range(len(cameras))]
         self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
 
@@ -262,8 +265,20 @@ class CDSPipeline(VanillaPipeline):
         Raises:
             UserError: if the keys or shapes are not the model's; the message names the first that are not.
         """
-        self.field.prepare_to_load(step)
+        self.prepare_to_load(loaded_state, step)
         self.load_state_dict(self._own_state(loaded_state))
+
+    def prepare_to_load(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Give the model's parameters the shapes that they have in a checkpoint, so that optimizers can be made."""
+        state = model_state(loaded_state)
+        self.field.prepare_to_load(step, {name.removeprefix("_model."): value for name, value in state.items()})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = True, assign: bool = False) -> Any:
+        """Load weights, all of them or none, into the parameters that are there, which the optimizers know.
+
+        nerfstudio's own falls back to those that fit, and its splats make other parameters.
+        """
+        return nn.Module.load_state_dict(self, state_dict, strict=True)
 
     def _own_state(self, loaded_state: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint's weights by the model's own names, checked to be all of them."""
@@ -286,15 +301,8 @@ class CDSPipeline(VanillaPipeline):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The model's callbacks, which see a step at which all annealing is over.
-
-        Those for certain steps (TensoRF's refinements of its grid) were for the source's training.
-        """
-        callbacks = super().get_training_callbacks(training_callback_attributes)
-        callbacks = [callback for callback in callbacks if callback.iters is None]
-        for callback in callbacks:
-            callback.func = partial(_call_late, callback.func)
-        return callbacks
+        """Those of the field: the model's own were for the source's training."""
+        return self.field.callbacks(training_callback_attributes)
 
     def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics on the evaluation photographs, which are loaded now if they are not."""
@@ -304,7 +312,3 @@ class CDSPipeline(VanillaPipeline):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """What an edit may move, by the names of its optimizers."""
         return self.field.parameter_groups()
-
-
-def _call_late(function: Any, *args: Any, step: int, **kwargs: Any) -> None:
-    function(*args, step=SOURCE_STEPS + step, **kwargs)

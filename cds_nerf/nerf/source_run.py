@@ -11,10 +11,12 @@ from typing import Any, get_args
 
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -81,6 +83,24 @@ class SourceRun:
         if hasattr(model, "camera_optimizer") and POSES not in names:
             model.camera_optimizer.mode = "off"  # a setting of the data in older versions of nerfstudio
         return model
+
+    @property
+    def trains_on_images(self) -> bool:
+        """Whether the run's method draws whole images, and no rays."""
+        return isinstance(self.config.pipeline.datamanager, FullImageDatamanagerConfig)
+
+    def check_kind(self) -> None:
+        """Check that what the run has trained is of a kind that can be edited, as far as its settings tell.
+
+        Raises:
+            UserError: if it trains on whole images, and is not splatfacto.
+        """
+        model: Any = self.config.pipeline.model
+        if self.trains_on_images and type(model) is not SplatfactoModelConfig:
+            raise UserError(
+                f"{self.directory} is a {self.config.method_name} run, whose {type(model).__name__} cds "
+                "cannot edit: it edits ray-based fields, such as nerfacto's, and splatfacto's splats"
+            )
 
     def parameter_groups(self) -> set[str]:
         """The names of the model's parameter groups, but for the cameras' poses."""

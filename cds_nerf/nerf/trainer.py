@@ -22,7 +22,7 @@ from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.nerf.resumed_edit import settle_resumed_edit
-from cds_nerf.nerf.source_run import check_pose_normalisation
+from cds_nerf.nerf.source_run import check_pose_normalisation, read_checkpoint
 from cds_nerf.nerf.typed_settings import settle_typed
 from cds_nerf.seeding import repeatable_on_cpu
 
@@ -85,8 +85,11 @@ class CDSTrainer(ProgressTrainer):
         own = sorted(self.checkpoint_dir.glob("step-*.ckpt"))
         if not own:
             self.pipeline.load_source()
-            self.optimizers = self.setup_optimizers()  # TensoRF has other parameters after loading than before
+            self.optimizers = self.setup_optimizers()  # splats and TensoRF have other parameters than before loading
             return
+        checkpoint = read_checkpoint(own[-1])
+        self.pipeline.prepare_to_load(checkpoint["pipeline"], checkpoint["step"])
+        self.optimizers = self.setup_optimizers()
         self.config.load_checkpoint = own[-1]
         super()._load_checkpoint()
         self.config.load_checkpoint = None

@@ -1,0 +1,139 @@
+"""Fields of Gaussian splats: nerfstudio's splatfacto and splatfacto-big."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.models import splatfacto
+from nerfstudio.models.splatfacto import SplatfactoModel
+from torch import Tensor
+from torch.nn import Parameter, ParameterDict
+
+from cds_nerf.fields.saturation import clamp_with_way_back, free_saturated
+from cds_nerf.fields.spherical_harmonics import spherical_harmonics
+from cds_nerf.fields.undistortion import undistorted
+
+LOADED_STEP = 30000
+"""The step that splatfacto takes itself to be at when it has loaded a checkpoint."""
+
+
+class SplatField:
+    """A splatfacto model as a field that can be edited.
+
+    Views are drawn here and not by the model's `get_outputs`, which in training draws on a background that is another
+    each time, at a size and with spherical harmonics that depend on the step, and changes the camera that it is given.
+    What is drawn is what `get_outputs` draws in evaluation: a source and its edit have one background. Training views
+    have their optimised pose and their bilateral grid, which an edit holds, as it would hide there.
+
+    Args:
+        model: a splatfacto model.
+    """
+
+    def __init__(self, model: SplatfactoModel) -> None:
+        self.model = model
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """Without lens distortion, as the model saw the photographs (see `undistorted`)."""
+        return undistorted(cameras)
+
+    def begin_edit(self) -> None:
+        """Hold the cameras' poses and the bilateral grids."""
+        for name, group in self.model.get_param_groups().items():
+            if name not in self.model.gauss_params:
+                for parameter in group:
+                    parameter.requires_grad_(False)
+
+    def render_view(
+        self, camera: Cameras, index: int, seed: int
+    ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
+        """A training view, and the model's loss on long Gaussians if it has one. Nothing in it is random."""
+        model = self.model
+        camera = camera.to(model.device)
+        camera.metadata = {"cam_idx": index}
+        image = self._draw(camera, model.camera_optimizer.apply_to_camera(camera))[..., :3]
+        if model.config.use_bilateral_grid:
+            image = model._apply_bilateral_grid(image[None], index, *image.shape[:2])[0]
+        return image.permute(2, 0, 1), self._regularisers()
+
+    @torch.no_grad()
+    def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:
+        """What a camera sees, without poses' corrections and bilateral grids."""
+        camera = camera.to(self.model.device)
+        return self._draw(camera, camera.camera_to_worlds)[..., :3].permute(2, 0, 1)
+
+    @torch.no_grad()
+    def render_distance(self, camera: Cameras) -> Float[Tensor, "height width"] | None:
+        """The expected depth, which gsplat measures along the optical axis, along each pixel's ray."""
+        camera = camera.to(self.model.device)
+        depth = self._draw(camera, camera.camera_to_worlds)[..., 3]
+        y, x = (torch.arange(side, device=depth.device) + 0.5 for side in depth.shape)
+        slopes_x, slopes_y = (x - camera.cx[0]) / camera.fx[0], (y - camera.cy[0]) / camera.fy[0]
+        return (depth * (1 + slopes_x.square() + slopes_y.square()[:, None]).sqrt()).cpu()
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """The Gaussians' parameters."""
+        return self.model.get_gaussian_param_groups()
+
+    def callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """None: the model's own add and remove Gaussians, and an edit keeps those that there are."""
+        return []
+
+    def prepare_to_load(self, step: int, state: dict[str, Tensor]) -> None:
+        """Make as many Gaussians as the checkpoint has, where they are not as many."""
+        model = self.model
+        model.step = LOADED_STEP
+        count = len(state.get("gauss_params.means", model.means))
+        if count != model.num_points:
+            model.gauss_params = ParameterDict(
+                {name: values.new_zeros(count, *values.shape[1:]) for name, values in model.gauss_params.items()}
+            )
+
+    def _draw(
+        self, camera: Cameras, camera_to_world: Float[Tensor, "1 3 4"]
+    ) -> Float[Tensor, "height width rgb_and_depth"]:
+        """What a pinhole camera sees from a pose: colours in 0..1, on the background of evaluation, and depths."""
+        model, config = self.model, self.model.config
+        drawn, alpha, _ = splatfacto.rasterization(
+            means=model.means,
+            quats=model.quats,
+            scales=model.scales.exp(),
+            opacities=model.opacities.sigmoid().squeeze(-1),
+            colors=self._colors(camera_to_world[0, :, 3]),
+            viewmats=splatfacto.get_viewmat(camera_to_world),
+            Ks=camera.get_intrinsics_matrices(),
+            width=int(camera.width),
+            height=int(camera.height),
+            packed=False,
+            near_plane=0.01,
+            far_plane=1e10,
+            render_mode="RGB+ED",
+            sparse_grad=False,
+            absgrad=model.strategy.absgrad,
+            rasterize_mode=config.rasterize_mode,
+        )
+        background = {"black": torch.zeros(3), "white": torch.ones(3)}.get(config.background_color)
+        if background is None:  # "random" in training
+            background = model.background_color
+        image = clamp_with_way_back(drawn[..., :3] + (1 - alpha) * background.to(drawn), 0, 1)
+        depth = torch.where(alpha > 0, drawn[..., 3:], drawn[..., 3:].detach().max())
+        return torch.cat([image, depth], dim=-1)[0]
+
+    def _colors(self, position: Float[Tensor, 3]) -> Float[Tensor, "gaussians 3"]:
+        """Of the Gaussians, seen from a position; those at the end of their range have gradients that lead back."""
+        model, config = self.model, self.model.config
+        if config.sh_degree == 0:
+            return free_saturated(model.features_dc.sigmoid())
+        degree = min(LOADED_STEP // config.sh_degree_interval, config.sh_degree)
+        coefficients = torch.cat([model.features_dc[:, None], model.features_rest], dim=1)
+        return clamp_with_way_back(spherical_harmonics(degree, model.means - position, coefficients) + 0.5, 0)
+
+    def _regularisers(self) -> dict[str, Float[Tensor, ""]]:
+        """splatfacto's loss on Gaussians that are much longer than wide (PhysGaussian, arXiv 2311.12198)."""
+        config = self.model.config
+        if not config.use_scale_regularization:
+            return {}
+        scales = self.model.scales.exp()
+        excess = scales.amax(dim=-1) / scales.amin(dim=-1) - config.max_gauss_ratio
+        return {"scale_reg": 0.1 * excess.clamp_min(0).mean()}
