@@ -30,7 +30,7 @@ def undistorted(cameras: Cameras) -> Cameras:
             intrinsics[index] = torch.from_numpy(matrix)
             height, width = photograph.shape[:2]
         sizes.append((width, height))
-    widths, heights = torch.tensor(sizes).unbind(-1)
+    widths, heights = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2).unbind(-1)
     return Cameras(
         camera_to_worlds=cameras.camera_to_worlds.clone(),
         fx=intrinsics[:, 0, 0],
