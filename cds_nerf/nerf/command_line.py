@@ -16,6 +16,7 @@ import tyro
 
 from cds_nerf.errors import Interrupted, UserError, print_advice_alone
 from cds_nerf.nerf.configuration import EditConfig
+from cds_nerf.nerf.source_training import SourceTrainerConfig, check_no_training_anew
 from cds_nerf.nerf.typed_settings import SUBCOMMANDS, settle_typed
 from cds_nerf.typed_options import typed_options
 
@@ -31,11 +32,13 @@ def apply() -> None:
         print_advice_alone("cds")
 
 
+@functools.cache
 def keep_what_was_typed() -> None:
-    """Let tyro say in an edit's configuration what was typed: nerfstudio hands on the finished configuration alone."""
+    """Let tyro say in an edit's configuration what was typed: nerfstudio hands on the finished configuration alone.
+
+    What nerfstudio would act on before an edit or a source is asked is refused here as well.
+    """
     parse = tyro.cli
-    if hasattr(parse, "__wrapped__"):
-        return
 
     @functools.wraps(parse)
     def cli(*args: Any, **kwargs: Any) -> Any:
@@ -44,6 +47,8 @@ def keep_what_was_typed() -> None:
             words = kwargs.get("args")
             config.typed = sorted(typed_options(sys.argv[1:] if words is None else words, config, SUBCOMMANDS))
             settle_typed(config)
+        elif isinstance(config, SourceTrainerConfig):
+            check_no_training_anew(config)
         return config
 
     tyro.cli = cli  # type: ignore[assignment]
@@ -51,8 +56,8 @@ def keep_what_was_typed() -> None:
 
 def _is_nerfstudio_command() -> bool:
     """Whether this process is one of nerfstudio's commands, and not a program that imports it."""
-    main = getattr(sys.modules["__main__"], "__file__", None) or sys.argv[0]
-    return Path(main).name.startswith("ns-") or Path(nerfstudio.__file__).parent in Path(main).resolve().parents
+    file = getattr(sys.modules["__main__"], "__file__", None) or ""
+    return Path(sys.argv[0]).name.startswith("ns-") or Path(nerfstudio.__file__).parent in Path(file).resolve().parents
 
 
 def tell_in_one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

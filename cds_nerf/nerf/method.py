@@ -8,7 +8,6 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
-from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
@@ -16,6 +15,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from cds_nerf.nerf import command_line, compatibility
 from cds_nerf.nerf.device import default_device
 from cds_nerf.nerf.progress import ProgressTrainer
+from cds_nerf.nerf.source_training import SourceTrainerConfig
 from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 compatibility.apply()
@@ -29,7 +29,7 @@ cds = MethodSpecification(
 
 
 cds_source = MethodSpecification(
-    config=TrainerConfig(
+    config=SourceTrainerConfig(
         _target=ProgressTrainer,
         method_name="cds-source",
         max_num_iterations=30000,

@@ -44,6 +44,13 @@ IDLE = {
     "pipeline.model.camera_optimizer.rot_l2_penalty": POSES,
 }
 """Options of nerfstudio's that an edit has no use for, each with all below it, and why."""
+FIXED = {
+    "load_scheduler": (True, "an edit that is resumed goes on with its learning rates"),
+    "method_name": ("cds", "nerfstudio would not find the run; --experiment-name and --timestamp name it"),
+    "machine.machine_rank": (0, "cds edits on one machine"),
+    "machine.dist_url": ("auto", "cds edits on one machine"),
+}
+"""Options of nerfstudio's that have one value in an edit, and why."""
 OF_PHOTOGRAPHS = (
     "pipeline.datamanager.eval_num_rays_per_batch",
     "pipeline.datamanager.eval_num_images_to_sample_from",
@@ -106,6 +113,9 @@ def _refuse_idle(config: EditConfig) -> None:
         for option, why in idle.items():
             if is_within(path, option):
                 raise UserError(f"{as_typed(path)} {why}")
+    for path, (value, why) in FIXED.items():
+        if (given := value_at(config, path)) != value:
+            raise UserError(f"{as_typed(path)} is {shown(given)}; {why}")
 
 
 def is_within(path: str, other: str) -> bool:
