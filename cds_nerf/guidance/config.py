@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -72,19 +73,33 @@ class CDSGuidanceConfig:
     the reference implementation. "target": the source's are, as in the paper's equation and in CUT."""
 
     def __post_init__(self) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """Give what was not told the score's own numbers, and check all; to be called after a setting was changed.
+
+        Raises:
+            UserError: if a setting cannot be used; the message says which, its value and what it must be.
+        """
         # The default score's numbers stand above, so that no score has to be imported for them.
         paper = CDSGuidanceConfig if self.score == CDSGuidanceConfig.score else score_class(self.score)
         for field in fields(self):
             if isinstance(getattr(self, field.name), PaperDefault):
                 setattr(self, field.name, PaperDefault(getattr(paper, field.name)))
-        self._check_weights()
+        if self.relative_w_cut is not None and isinstance(self.w_cut, PaperDefault):
+            self.w_cut = PaperDefault(0.0)
+        self._check()
+
+    def _check(self) -> None:
+        relative = 0 if self.relative_w_cut is None else self.relative_w_cut
         rules = {
-            "guidance_scale": (self.guidance_scale >= 0, "at least 0"),
-            "w_dds": (self.w_dds >= 0, "at least 0"),
-            "w_cut": (self.w_cut >= 0, "at least 0"),
+            "guidance_scale": (0 <= self.guidance_scale < math.inf, "at least 0"),
+            "w_dds": (0 <= self.w_dds < math.inf, "at least 0"),
+            "w_cut": (0 <= self.w_cut < math.inf, "at least 0"),
+            "relative_w_cut": (0 <= relative < math.inf, "at least 0"),
             "n_patches": (self.n_patches >= 1, "at least 1"),
             "patch_sizes": (self.patch_sizes and min(self.patch_sizes) >= 1, "one or more sizes of at least 1"),
-            "temperature": (self.temperature > 0, "greater than 0"),
+            "temperature": (0 < self.temperature < math.inf, "greater than 0"),
             "min_timestep": (0 <= self.min_timestep <= self.max_timestep, "between 0 and max_timestep"),
             "max_timestep": (self.max_timestep <= 1, "at most 1: it is a fraction of the training timesteps"),
             "timestep_schedule": (self.timestep_schedule in ("uniform", "decreasing"), "'uniform' or 'decreasing'"),
@@ -96,23 +111,10 @@ class CDSGuidanceConfig:
         for name, (valid, rule) in rules.items():
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
-
-    def _check_weights(self) -> None:
-        """Of the two contrastive weights one counts: the relative one where there is one."""
-        if self.relative_w_cut is None:
-            return
-        if not self.relative_w_cut >= 0:
-            raise UserError(f"relative_w_cut is {self.relative_w_cut!r}; it must be at least 0")
-        if isinstance(self.w_cut, PaperDefault):
-            self.w_cut = PaperDefault(0.0)
-        if self.w_cut:
-            raise UserError(
-                f"w_cut is {self.w_cut} and relative_w_cut is {self.relative_w_cut}: they weigh the same, give one"
-            )
-        if not self.w_dds:
-            raise UserError(
-                f"relative_w_cut is {self.relative_w_cut}, relative to a score whose weight w_dds is 0: give w_cut"
-            )
+        if relative and self.w_cut:
+            raise UserError(f"w_cut is {self.w_cut} and relative_w_cut is {relative}: they weigh the same, give one")
+        if relative and not self.w_dds:
+            raise UserError(f"relative_w_cut is {relative}, relative to a score whose weight w_dds is 0: give w_cut")
 
     @property
     def has_contrastive_term(self) -> bool:

@@ -67,18 +67,18 @@ class CDSGuidance:
     Under `relative_w_cut` it remembers in `strengths` how strong both gradients were: one guidance for one edit.
 
     Args:
-        config: the settings; read anew at each call.
+        config: the settings; read and checked anew at each call.
         diffusion: the model.
 
     Raises:
-        UserError: if there is no such score, or a contrastive weight and no such self-attention in the UNet.
+        UserError: if a setting cannot be used, or there is a contrastive weight and no such self-attention in the UNet.
     """
 
     def __init__(self, config: CDSGuidanceConfig, diffusion: LatentDiffusion) -> None:
         self.config = config
         self.diffusion = diffusion
         self.strengths = GradientStrengths()
-        score_class(config.score)
+        config.settle()
         self._contrastive_layers()
 
     def __call__(
@@ -108,11 +108,12 @@ class CDSGuidance:
             steps: how many the edit has in all.
 
         Raises:
-            UserError: if the shapes do not fit together, a timestep is none of the score's, or a patch is larger than a
-                feature map.
+            UserError: if a setting cannot be used, the shapes do not fit together, a timestep is none of the score's,
+                or a patch is larger than a feature map.
             FloatingPointError: if a noise prediction or gradient overflows in half precision.
         """
         config, diffusion = self.config, self.diffusion
+        config.settle()  # it may have been changed since
         device, dtype = diffusion.device, diffusion.loss_dtype
         score = score_class(config.score)()
         generators = _one_each(generator, len(target_latents))

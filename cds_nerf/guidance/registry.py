@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ SCORES = {
 }
 
 
+@cache
 def score_class(name: str) -> type[Score]:
     """The score of a name; its module is imported now.
 

@@ -35,6 +35,7 @@ def check_values(config: EditConfig) -> None:
     """
     _check_devices(config)
     _check_numbers(config)
+    config.pipeline.guidance.settle()
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
     for name in ("mixed_precision", "use_grad_scaler"):

@@ -319,6 +319,10 @@ class TestMistakes:
             ({"contrastive_resolutions": (0,)}, r"contrastive_resolutions is \(0,\); it must be at least 1 each"),
             ({"contrastive_query": "both"}, "contrastive_query is 'both'; it must be 'source' or 'target'"),
             ({"w_cut": float("nan")}, "w_cut is nan"),
+            ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+            ({"temperature": float("inf")}, "temperature is inf"),
+            ({"min_timestep": float("nan")}, "min_timestep is nan"),
+            ({"timestep_spread": float("nan")}, "timestep_spread is nan"),
         ],
         ids=str,
     )

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import tyro
+import yaml
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from plain_cds import relative_difference
 from safetensors import safe_open
@@ -295,3 +298,36 @@ class TestHalfPrecision:
         ]
         assert gradients[1].dtype == torch.float32
         assert relative_difference(gradients[1], gradients[0]) < 0.03
+
+
+class TestNotTold:
+    """A command line hands on what was not typed as it stands in the defaults; what was typed acts, whatever it is."""
+
+    @dataclass
+    class Options:
+        guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ([], (7.5, 3.0, 0.05)),
+            (["--guidance.score", "pds"], (100.0, 0.0, 0.02)),
+            (["--guidance.score", "pds", "--guidance.guidance-scale", "7.5"], (7.5, 0.0, 0.02)),
+            (["--guidance.score", "dds", "--guidance.w-cut", "3"], (7.5, 3.0, 0.05)),
+            (["--guidance.score", "cds", "--guidance.min-timestep", "0.3"], (7.5, 3.0, 0.3)),
+        ],
+        ids=str,
+    )
+    def test_it_is_the_score_s_own(self, words: list[str], expected: tuple[float, ...]) -> None:
+        config = tyro.cli(self.Options, args=words).guidance
+        assert (config.guidance_scale, config.w_cut, config.min_timestep) == expected
+
+    def test_it_follows_another_score_and_what_was_told_does_not(self) -> None:
+        config = replace(CDSGuidanceConfig(w_cut=1.0, score="ids"), score="sds")
+        assert (config.guidance_scale, config.w_cut) == (100.0, 1.0)
+        assert replace(config, score="cds").guidance_scale == 7.5
+
+    def test_in_files_it_is_a_number(self) -> None:
+        config = CDSGuidanceConfig(score="pds")
+        assert "guidance_scale: 100.0\n" in yaml.dump(asdict(config))
+        assert json.loads(json.dumps(asdict(config)))["max_timestep"] == 0.98

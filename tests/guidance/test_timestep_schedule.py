@@ -89,8 +89,13 @@ def test_an_image_s_edit_goes_from_much_noise_to_little(
 def test_the_configuration_is_read_at_each_call(
     diffusion: LatentDiffusion, latents: tuple[Tensor, Tensor], texts: tuple[TextEmbedding, TextEmbedding]
 ) -> None:
-    guidance = CDSGuidance(CDSGuidanceConfig(score="dds"), diffusion)
-    assert list(guidance(*latents, *texts).terms) == ["dds_loss"]
+    guidance = CDSGuidance(CDSGuidanceConfig(), diffusion)
+    guidance.config.score = "sds"
+    assert list(guidance(*latents, *texts).terms) == ["sds_loss"]
+    assert (guidance.config.guidance_scale, guidance.config.w_cut) == (100, 0)
+    guidance.config.guidance_scale = -1.0
+    with pytest.raises(UserError, match=r"guidance_scale is -1.0; it must be at least 0"):
+        guidance(*latents, *texts)
     guidance.config = decreasing(spread=0, score="pds", w_cut=1.0)
     out = guidance(*latents, *texts, step=10, steps=STEPS)
     assert list(out.terms) == ["pds_loss", "cut_loss"] and out.timestep.tolist() == [201, 201]

@@ -13,6 +13,7 @@ from test_edit import assert_equal_states, interrupt_at
 from cds_nerf import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.errors import Interrupted, UserAdvice, UserError
 from cds_nerf.nerf.gradient_record import RECORD
+from cds_nerf.nerf.source_run import read_run_config
 
 
 def test_terms_of_another_score_are_recorded_by_its_names(edit_config, capsys):
@@ -81,3 +82,10 @@ def test_a_weight_of_its_own_leaves_no_record(edit_config):
     config = edit_config(max_num_iterations=1)
     run(config)
     assert not (config.get_base_dir() / RECORD).exists()
+
+
+def test_what_was_not_typed_is_the_score_s_own_in_the_run_s_config_too(edit_config):
+    config = edit_config(max_num_iterations=1, pipeline__guidance__score="pds", pipeline__guidance__w_cut=1.0)
+    run(config)
+    recorded = read_run_config(config.get_base_dir()).pipeline.guidance
+    assert (recorded.guidance_scale, recorded.w_cut, recorded.max_timestep) == (100.0, 1.0, 0.98)
