@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -14,6 +15,7 @@ from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
 from cds_nerf.report.command import EvaluateEdits
 from cds_nerf.shapes.command import MakeScene, RunDemo
+from cds_nerf.typed_options import typed_options
 
 COMMANDS: dict[str, Any] = {
     "image": EditImages,
@@ -57,7 +59,8 @@ def _parse(arguments: Sequence[str]) -> Any:
         name, *options = arguments
         command = COMMANDS[name]
         description = f"{inspect.getdoc(command)}\n\n{command.EXAMPLES}"
-        return tyro.cli(command, prog=f"cds-nerf {name}", description=description, args=options, config=flags)
+        parsed = tyro.cli(command, prog=f"cds-nerf {name}", description=description, args=options, config=flags)
+        return replace(parsed, typed=typed_options(options, parsed)) if hasattr(parsed, "typed") else parsed
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="cds-nerf", description=DESCRIPTION, args=arguments, config=flags
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 _python_format = warnings.formatwarning
 
@@ -47,3 +49,14 @@ def first_line(error: BaseException) -> str:
     if rest and first.endswith(":"):
         first = f"{first} {rest[0]}"
     return first.rstrip(".")
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The right name that a wrong one is nearest to, if their likeness in 0..1 is at least the cutoff."""
+    return next(iter(get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
+def way_out(name: str, names: Collection[str]) -> str:
+    """A question that names the nearest of the right names, or else all of them."""
+    close = nearest(name, names)
+    return f"did you mean {close}?" if close else f"there are {', '.join(names)}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.diffusion.adapters import add_loras, add_textual_inversions, check_additions
+from cds_nerf.diffusion.model_settings import ModelSettings
 from cds_nerf.diffusion.pretrained import load_parts
 from cds_nerf.diffusion.prompts import NAMES, check_seen_prompts, warn_of_cut_off, with_inversions
 from cds_nerf.diffusion.supported import ADVICE, why_other_channels
@@ -55,6 +56,7 @@ class LatentDiffusion:
         tokenizer_2: the second text encoder's tokenizer.
         force_zeros_for_empty_prompt: whether SDXL's unconditional embedding is zero, as its base was trained, or the
             empty prompt's.
+        settings: those that suit the model.
 
     Raises:
         UserError: if the UNet or the scheduler is of a kind that the guidance cannot use.
@@ -70,6 +72,7 @@ class LatentDiffusion:
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         tokenizer_2: CLIPTokenizer | None = None,
         force_zeros_for_empty_prompt: bool = True,
+        settings: ModelSettings | None = None,
     ) -> None:
         self.unet = unet
         self.vae = vae
@@ -78,6 +81,7 @@ class LatentDiffusion:
         self.text_encoder_2 = text_encoder_2
         self.tokenizer_2 = tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.settings = settings or ModelSettings()
         for part in (unet, vae, text_encoder, text_encoder_2):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
@@ -123,9 +127,9 @@ class LatentDiffusion:
         """Load Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, from safetensors only.
 
         Args:
-            model: a local diffusers folder, a checkpoint in a single file, or a hub id such as
-                "stable-diffusion-v1-5/stable-diffusion-v1-5"; a hub model that is already in the local cache is loaded
-                without asking the hub.
+            model: a local diffusers folder, a checkpoint in a single file, a hub id such as
+                "stable-diffusion-v1-5/stable-diffusion-v1-5", or "shapes" for the one that comes with this package; a
+                hub model that is already in the local cache is loaded without asking the hub.
             device: where all its parts go.
             dtype: of all its weights, but for a VAE of SDXL that overflows in float16 and stays in float32.
             loras: added to the weights (see `add_loras`): files, folders or hub ids, with `:scale` behind each or not.
@@ -136,13 +140,13 @@ class LatentDiffusion:
             UserError: if the model or an addition to it cannot be had; the message says why and what to do.
         """
         check_additions(loras, textual_inversions)
-        parts = load_parts(model, dtype, model_config)
+        parts, settings = load_parts(model, dtype, model_config)
         add_textual_inversions(parts, textual_inversions)
         add_loras(parts, loras)
         for part in parts.values():
             if isinstance(part, nn.Module):
                 part.to(device)
-        return cls(**parts)
+        return cls(**parts, settings=settings)
 
     @property
     def device(self) -> torch.device:

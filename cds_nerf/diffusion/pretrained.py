@@ -15,7 +15,8 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from cds_nerf.diffusion.model_name import model_location
-from cds_nerf.diffusion.single_file import load_single_file
+from cds_nerf.diffusion.model_settings import SETTINGS_FILE, ModelSettings
+from cds_nerf.diffusion.single_file import check_single_file, load_single_file
 from cds_nerf.diffusion.supported import ADVICE, read_config, why_other_classes
 from cds_nerf.errors import UserError, first_line
 
@@ -30,14 +31,19 @@ VOCABULARY = ("vocab.json", "merges.txt")
 """A tokenizer's vocabulary, which `tokenizer.json` may hold instead."""
 VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """The variant of weight files in each precision, which a part may have besides the others or instead."""
+SMALL_FILES = ("*/*.json", "tokenizer*/*", "model_index.json", SETTINGS_FILE)
+"""What is downloaded beside the weights."""
 HUB_TIMEOUT = 10.0
 """Seconds that the Hugging Face Hub has to answer the first question."""
 
 
-def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None = None) -> dict[str, Any]:
+def load_parts(
+    model: str | Path, dtype: torch.dtype, config: str | Path | None = None
+) -> tuple[dict[str, Any], ModelSettings]:
     """The UNet, scheduler, VAE, text encoders and tokenizers of a folder, a file or a hub id, on the CPU.
 
-    They are the arguments of `LatentDiffusion`. A VAE of SDXL that overflows in float16 is loaded in float32.
+    They are arguments of `LatentDiffusion`, as are the settings that suit the model. A VAE of SDXL that overflows in
+    float16 is loaded in float32.
 
     Args:
         model: a diffusers folder, a .safetensors file in Stable Diffusion's own layout, or a hub id.
@@ -47,14 +53,10 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
     Raises:
         UserError: if the model cannot be had; the message says why and what to do.
     """
-    model = model_location(model)
-    if (file := Path(model).expanduser()).is_file():
-        return load_single_file(file, dtype, None if config is None else str(config))
-    if config is not None:
-        raise UserError(f"model_config is {config}, but {model} is no single file: a folder has its own configuration")
-    folder = model_folder(model, dtype)
-    if problem := why_other_classes(folder):
-        raise UserError(f"the diffusion model in {folder} {problem}")
+    if (file := _single_file(model, config)) is not None:
+        return load_single_file(file, dtype, config), ModelSettings()
+    folder = _supported_folder(model, dtype)
+    settings = ModelSettings.read(folder)
     is_xl = (folder / "text_encoder_2").is_dir()
     files = _files(folder)
     parts: dict[str, Any] = {}
@@ -90,7 +92,7 @@ def load_parts(model: str | Path, dtype: torch.dtype, config: str | Path | None 
             f"the diffusion model in {folder} does not load: {first_line(error)}; "
             "if its files are damaged or do not belong together, get them anew"
         ) from error
-    return parts
+    return parts, settings
 
 
 def _load_scheduler(folder: Path) -> DDIMScheduler:
@@ -99,6 +101,58 @@ def _load_scheduler(folder: Path) -> DDIMScheduler:
     if sampler.startswith(("EDM", "FlowMatch")):  # their configurations hold no betas
         raise UserError(f"the diffusion model in {folder} has the noise schedule {sampler}: {ADVICE}")
     return DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+
+
+def model_settings(model: str | Path, dtype: torch.dtype) -> ModelSettings:
+    """The settings that a model carries; none for a checkpoint in a single file.
+
+    Raises:
+        UserError: if the model cannot be had, or its settings cannot be read.
+    """
+    location = model_location(model)
+    return ModelSettings() if Path(location).expanduser().is_file() else ModelSettings.read(model_folder(model, dtype))
+
+
+def check_before_loading(
+    model: str | Path, dtype: torch.dtype, config: str | Path | None
+) -> list[tuple[CLIPTokenizer, int]]:
+    """Get a model onto this machine, and check it as far as that goes without loading its weights.
+
+    The arguments are those of `load_parts`.
+
+    Returns:
+        The tokenizers, each with the number of tokens that its text encoder takes; none for a single file.
+
+    Raises:
+        UserError: if the model cannot be had; the message says why and what to do.
+    """
+    if (file := _single_file(model, config)) is not None:
+        check_single_file(file, config)
+        return []
+    folder = _supported_folder(model, dtype)
+    tokenizers = []
+    for name, tokenizer in load_tokenizers(folder).items():
+        text_encoder = read_config(folder / name.replace("tokenizer", "text_encoder") / "config.json")
+        limit = text_encoder.get("max_position_embeddings", tokenizer.model_max_length)
+        tokenizers.append((tokenizer, min(limit, tokenizer.model_max_length)))
+    return tokenizers
+
+
+def _single_file(model: str | Path, config: str | Path | None) -> Path | None:
+    """The file of a checkpoint; None for any other model."""
+    if (file := Path(model_location(model)).expanduser()).is_file():
+        return file
+    if config is not None:
+        raise UserError(f"model_config is {config}, but {model} is no single file: a folder has its own configuration")
+    return None
+
+
+def _supported_folder(model: str | Path, dtype: torch.dtype) -> Path:
+    """The folder of a model, whose parts say that they are of the right classes."""
+    folder = model_folder(model, dtype)
+    if problem := why_other_classes(folder):
+        raise UserError(f"the diffusion model in {folder} {problem}")
+    return folder
 
 
 def load_tokenizers(folder: Path) -> dict[str, CLIPTokenizer]:
@@ -136,7 +190,7 @@ def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
         if problem := why_unusable(on_hub):
             raise UserError(f"the diffusion model {name} on the Hugging Face Hub {problem}")
         weights = [file for part in _parts(on_hub) for file in _weights(on_hub, part, dtype).files]
-        return Path(snapshot_download(name, allow_patterns=[*weights, "*/*.json", "tokenizer*/*", "model_index.json"]))
+        return Path(snapshot_download(name, allow_patterns=[*weights, *SMALL_FILES]))
     except UserError:
         raise
     except Exception as error:  # the hub's client lets those of its HTTP library through, which differs by version

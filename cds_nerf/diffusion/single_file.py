@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from cds_nerf.diffusion.model_name import model_location
 from cds_nerf.diffusion.supported import ADVICE, why_other_channels, why_other_class, why_other_classes
 from cds_nerf.errors import UserAdvice, UserError, first_line
 
@@ -108,7 +109,27 @@ class _Header:
         return why_other_channels(unet_channels[1], vae_channels[1])
 
 
-def load_single_file(file: Path, dtype: torch.dtype, config: str | None) -> dict[str, Any]:
+def check_single_file(file: Path, config: str | Path | None) -> _Header:
+    """Check a checkpoint file by what its header says, and the folder that its configuration is to come from.
+
+    Args:
+        file: the checkpoint.
+        config: as for `load_single_file`.
+
+    Raises:
+        UserError: if the file is no checkpoint of Stable Diffusion, or the folder's configuration is another's.
+    """
+    if file.suffix != ".safetensors":
+        raise UserError(f"the checkpoint {file} is no .safetensors file, and pickled weights are not loaded")
+    header = _Header.of(file)
+    if problem := header.why_unusable():
+        raise UserError(f"the checkpoint {file} {problem}")
+    if config is not None and (problem := why_other_classes(Path(model_location(config)))):
+        raise UserError(f"model_config {config} {problem}")
+    return header
+
+
+def load_single_file(file: Path, dtype: torch.dtype, config: str | Path | None) -> dict[str, Any]:
     """The arguments of `LatentDiffusion` in a checkpoint file, on the CPU.
 
     What the checkpoint predicts, and whether its noise schedule ends in nothing but noise (arXiv 2305.08891), is as its
@@ -123,13 +144,8 @@ def load_single_file(file: Path, dtype: torch.dtype, config: str | None) -> dict
     Raises:
         UserError: if the file is no such checkpoint, or its configuration cannot be had.
     """
-    if file.suffix != ".safetensors":
-        raise UserError(f"the checkpoint {file} is no .safetensors file, and pickled weights are not loaded")
-    header = _Header.of(file)
-    if problem := header.why_unusable():
-        raise UserError(f"the checkpoint {file} {problem}")
-    if config is not None and (problem := why_other_classes(Path(config))):
-        raise UserError(f"model_config {config} {problem}")
+    header = check_single_file(file, config)
+    config = None if config is None else model_location(config)
     kind = StableDiffusionXLPipeline if header.is_xl else StableDiffusionPipeline
     unused = {"image_encoder": None, "feature_extractor": None} | ({} if header.is_xl else {"safety_checker": None})
     try:
@@ -153,7 +169,7 @@ def load_single_file(file: Path, dtype: torch.dtype, config: str | None) -> dict
     return parts
 
 
-def _noise_schedule(scheduler: Any, header: _Header, file: Path, config: str | None) -> Any:
+def _noise_schedule(scheduler: Any, header: _Header, file: Path, config: str | Path | None) -> Any:
     """The scheduler of the configuration, or one that the checkpoint's own marks ask for."""
     prediction_type = header.prediction_type()
     if config is not None and "v_pred" not in header.shapes:  # metadata stay in what is merged of other models

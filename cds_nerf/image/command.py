@@ -64,6 +64,8 @@ class EditImages:
     """Also write IMAGE-PROMPT.safetensors: the source's and the result's latents."""
     settings: Annotated[ImageEditSettings, tyro.conf.arg(name="")] = field(default_factory=ImageEditSettings)
     """How they are edited."""
+    typed: tyro.conf.Suppress[frozenset[str] | None] = None
+    """The options that were typed on a command line, by their paths in this class: the model may set the others."""
 
     def run(self) -> int:
         """Make all edits; what is wrong with one of them is reported, and the others are made.
@@ -99,6 +101,7 @@ class EditImages:
             if diffusion is None:
                 from cds_nerf.image.edit_file import edit_file
 
+                self._suit_to_model()
                 diffusion = self._load()
                 for prompt in prompts:
                     diffusion.check_prompts(self.source_prompt, prompt)
@@ -147,6 +150,15 @@ class EditImages:
             return False
         print(f"cds-nerf: kept {existing[0]}, which exists: --overwrite makes it anew", file=sys.stderr)
         return True
+
+    def _suit_to_model(self) -> None:
+        """Take the settings that the model carries where nothing was typed, and say so."""
+        if self.typed is None:
+            return
+        typed = {path.removeprefix("settings.") for path in self.typed}
+        self.settings, taken = self.settings.suited_to(self.settings.diffusion.settings(), typed)
+        if taken:
+            print(f"settings of the model: {', '.join(f'{name} {value}' for name, value in taken.items())}")
 
     def _load(self) -> LatentDiffusion:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic

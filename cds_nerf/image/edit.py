@@ -17,6 +17,7 @@ from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.image.latent_descent import DescentStep, descend_latents
 from cds_nerf.image.mask import blend_within, latent_mask
+from cds_nerf.image.settings import ImageEditSettings
 from cds_nerf.image.settings_check import check_seed
 from cds_nerf.image.sizing import edit_size, resize
 from cds_nerf.image_files import upright, white_level
@@ -53,8 +54,8 @@ def edit_image(
     target_prompt: str | Sequence[str],
     diffusion: LatentDiffusion,
     config: CDSGuidanceConfig | None = None,
-    steps: int = 200,
-    learning_rate: float = 0.1,
+    steps: int | None = None,
+    learning_rate: float | None = None,
     seed: int = 0,
     mask: Image.Image | Float[Tensor, "*batch height width"] | None = None,
     timesteps: Int[Tensor, " steps"] | Int[Tensor, "steps batch"] | None = None,
@@ -73,9 +74,10 @@ def edit_image(
         source_prompt: describes the image; one for all, or one for each of the batch.
         target_prompt: describes the wanted image, likewise.
         diffusion: the model.
-        config: settings of the guidance, by default the reference implementation's.
-        steps: how many times the latents are moved.
-        learning_rate: of the gradient descent.
+        config: settings of the guidance, by default the model's own where it carries some, else the reference
+            implementation's.
+        steps: how many times the latents are moved; by default likewise, else 200.
+        learning_rate: of the gradient descent; by default likewise, else 0.1.
         seed: of the timesteps, noise and patches; on one device the same seed gives the same result.
         mask: where the edit may act, of the image's height and width: a picture of any mode, by the rule of `as_mask`,
             or a tensor in 0..1 or on a scale to 255 or 65535; above the middle counts. Outside, the result's pixels are
@@ -89,7 +91,10 @@ def edit_image(
         UserError: if an argument cannot be used; the message says which and why.
         FloatingPointError: if the model overflows in half precision.
     """
-    guidance = CDSGuidance(config or CDSGuidanceConfig(), diffusion)
+    suited, _ = ImageEditSettings().suited_to(diffusion.settings)
+    guidance = CDSGuidance(config or suited.guidance, diffusion)
+    steps = suited.steps if steps is None else steps
+    learning_rate = suited.learning_rate if learning_rate is None else learning_rate
     images = _as_batch(image, diffusion)
     batch = len(images)
     source_prompts = _prompts("source_prompt", source_prompt, batch)

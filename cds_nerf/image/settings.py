@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from cds_nerf.diffusion.model_settings import ModelSettings
 from cds_nerf.diffusion.options import DiffusionOptions
+from cds_nerf.errors import UserError
 from cds_nerf.guidance import CDSGuidanceConfig
 from cds_nerf.image.settings_check import check_descent, check_seed
+
+MODEL_FIELDS = ("steps", "learning_rate")
+"""What a model may say of image edits, besides the guidance."""
 
 
 @dataclass
@@ -21,7 +27,7 @@ class ImageEditSettings:
     seed: int = 0
     """Seed of the noise; the same gives the same result on the same device."""
     steps: int = 200
-    """How many times the latents are moved."""
+    """How many times the latents are moved. A model may carry another default, as for the next one and the guidance."""
     learning_rate: float = 0.1
     """Of the gradient descent on the latents."""
     resolution: int | None = None
@@ -47,6 +53,29 @@ class ImageEditSettings:
         """
         check_descent(self.steps, self.learning_rate)
         check_seed(self.seed)
+
+    def suited_to(self, model: ModelSettings, typed: Collection[str] = ()) -> tuple[ImageEditSettings, dict[str, Any]]:
+        """These settings, but those of the model for what was not typed.
+
+        Args:
+            model: the settings that the model carries.
+            typed: the paths of the fields that were typed, such as steps and guidance.w_cut.
+
+        Returns:
+            The settings, and those of them by name that are the model's.
+
+        Raises:
+            UserError: if the model's settings cannot be used.
+        """
+        typed_guidance = {path.removeprefix("guidance.") for path in typed}
+        guidance = model.untyped(f"guidance.{self.guidance.score}", self.guidance, typed_guidance)
+        image = model.untyped("image", self, typed, MODEL_FIELDS)
+        suited = replace(self, guidance=replace(self.guidance, **guidance), **image)
+        try:
+            suited.check()
+        except UserError as error:
+            raise UserError(f"the model's settings {model.file}: {error}") from error
+        return suited, guidance | image
 
     def record(self, image: Path, source_prompt: str, target_prompt: str) -> dict[str, Any]:
         """What it takes to repeat an edit: the command's options by their names, and the program's version.

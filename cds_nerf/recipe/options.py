@@ -15,8 +15,7 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, all_methods
 from nerfstudio.engine.trainer import TrainerConfig
 
-from cds_nerf.errors import UserError
-from cds_nerf.recipe.recipe import nearest, way_out
+from cds_nerf.errors import UserError, nearest, way_out
 
 PARSER = "pipeline.datamanager.dataparser"
 """The option that names a data parser, such as colmap, as ns-train's subcommand does; its own options are below it."""

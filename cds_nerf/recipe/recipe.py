@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import yaml
 
 from cds_nerf.diffusion.model_name import DEFAULT_MODEL
 from cds_nerf.diffusion.prompts import check_prompts
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserError, way_out
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,6 @@ def read_recipe(path: Path) -> Recipe:
         return _recipe(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The right name that a wrong one is nearest to, if their likeness in 0..1 is at least the cutoff."""
-    return next(iter(get_close_matches(name, names, n=1, cutoff=cutoff)), None)
-
-
-def way_out(name: str, names: Collection[str]) -> str:
-    """A question that names the nearest of the right names, or else all of them."""
-    close = nearest(name, names)
-    return f"did you mean {close}?" if close else f"there are {', '.join(names)}"
 
 
 def _needed() -> list[str]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
-
-from cds_nerf.diffusion.pretrained import model_folder
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.files import PARTIAL, whole_file
 from cds_nerf.image.naming import slug
@@ -339,10 +337,9 @@ def _check_edit(edit: Stage) -> None:
     """Check all of an edit that can be checked before its source is there; the diffusion model is downloaded now."""
     config = cast(EditConfig, parse(command_line("cds", edit.options)))
     check_values(config)
-    if not Path(model := config.pipeline.diffusion).is_file():
-        on_cpu = (config.pipeline.guidance_device or config.machine.device_type) == "cpu"
-        dtype = config.pipeline.guidance_dtype or ("float32" if on_cpu else "float16")
-        model_folder(model, getattr(torch, dtype))
+    pipeline = config.pipeline
+    diffusion = DiffusionOptions(pipeline.diffusion, device=pipeline.guidance_device, dtype=pipeline.guidance_dtype)
+    diffusion.check(pipeline.source_prompt, config.prompt or "", default_device=config.machine.device_type)
 
 
 def _has_transforms(capture: Path | None) -> bool:

@@ -14,6 +14,7 @@ from tiny_stable_diffusion import LATENT_PIXELS, make_pipeline
 from torch import Tensor
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedding, edit_image
+from cds_nerf.diffusion.model_settings import ModelSettings
 from cds_nerf.errors import UserError
 from cds_nerf.image.latent_descent import descend_latents
 
@@ -72,6 +73,19 @@ def test_defaults_are_the_reference_settings(diffusion: LatentDiffusion, images:
         for settings in ({}, explicit)
     )
     assert torch.equal(default.latents, reference.latents)
+
+
+def test_defaults_are_those_that_the_model_carries(images: Tensor) -> None:
+    diffusion = make_diffusion(torch.float32)
+    diffusion.settings = ModelSettings(
+        guidance={"cds": {"w_cut": 1.0}, "dds": {}}, image={"steps": 2, "learning_rate": 0.02}
+    )
+    image = images[0, :, :16, :16]
+    explicit = {"config": CDSGuidanceConfig(w_cut=1.0), "steps": 2, "learning_rate": 0.02}
+    own, told = (edit_image(image, "a cat", "a pig", diffusion, progress=False, **said) for said in ({}, explicit))
+    assert torch.equal(own.latents, told.latents)
+    plain = edit_image(image, "a cat", "a pig", diffusion, CDSGuidanceConfig(), steps=1, progress=False)
+    assert len(plain.losses["dds_loss"]) == 1 and not torch.equal(plain.latents, own.latents)
 
 
 @pytest.mark.usefixtures("float64_by_default")

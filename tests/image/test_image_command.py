@@ -1,6 +1,7 @@
 """`cds-nerf image` as a user runs it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,6 +321,23 @@ def test_what_needs_no_model_is_told_before_it_is_loaded(
     Image.new("RGB", (20000, 10)).save("line.png")
     assert image_command("model", "line.png", "nowhere.png") == 1
     assert capsys.readouterr().err.count("cds-nerf: ") == 2
+
+
+def test_settings_that_the_model_carries_are_taken_where_nothing_was_typed_and_recorded(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model, photos / "model")
+    content = {"guidance": {"cds": {"guidance_scale": 3.0, "w_cut": 1.5}}, "image": {"learning_rate": 0.02, "steps": 3}}
+    (folder / "cds_nerf.json").write_text(json.dumps(content))
+    assert image_command(str(folder), "photos/cat.png", "--guidance-scale=7.5") == 0
+    assert "settings of the model: w_cut 1.5, learning_rate 0.02\n" in capsys.readouterr().out
+    with Image.open("edited/cat-a-pig.png") as image:
+        settings = json.loads(image.info["cds-nerf"])
+    names = ("guidance_scale", "w_cut", "learning_rate", "steps")
+    assert [settings[name] for name in names] == [7.5, 1.5, 0.02, 2]  # the command of these tests gives the steps
+    again = ("--w-cut", "1.5", "--learning-rate", "0.02", "--output", "again.png")
+    assert image_command(model, "photos/cat.png", *again) == 0
+    assert pixels("again.png") == pixels("edited/cat-a-pig.png")
 
 
 def test_a_prompt_that_is_none_to_the_model_is_told_before_the_first_edit(
