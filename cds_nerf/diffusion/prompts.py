@@ -122,10 +122,13 @@ def unknown_words(prompt: str, tokenizer: Any) -> list[str]:
     learnt a few words alone, it would spell others in letters that mean nothing to the model: they are unknown.
     """
     closed = bool(_closed_vocabulary(tokenizer))
+
+    def is_unknown(word: str) -> bool:
+        ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
+        return tokenizer.unk_token_id in ids or (closed and len(ids) > 1)
+
     return [
-        word
-        for word in dict.fromkeys(re.findall(WORD, _without_added_tokens(prompt, tokenizer)))
-        if tokenizer.unk_token in (tokens := tokenizer.tokenize(word)) or (closed and len(tokens) > 1)
+        word for word in dict.fromkeys(re.findall(WORD, _without_added_tokens(prompt, tokenizer))) if is_unknown(word)
     ]
 
 

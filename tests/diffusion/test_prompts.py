@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -37,7 +39,11 @@ def open_tokenizer() -> CLIPTokenizer:
     merges += [(f"{one}{other}", f"{third}</w>") for one in letters for other in letters for third in "aeioust"]
     tokens = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(pair) for pair in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    with tempfile.TemporaryDirectory() as folder:  # by files, as tests/tiny_stable_diffusion.py does
+        Path(folder, "vocab.json").write_text(json.dumps(vocabulary), "utf8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        Path(folder, "merges.txt").write_text("\n".join(lines) + "\n", "utf8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
 class TestLetters:
