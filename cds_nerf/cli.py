@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from cds_nerf.errors import UserError, print_advice_alone
+from cds_nerf.errors import UserError, in_one_line, print_advice_alone
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
 from cds_nerf.report.command import EvaluateEdits
@@ -39,18 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; by default the process's.
 
     Returns:
-        The exit status: 1 after a mistake of the user, which is told in one line, and 130 after Ctrl-C.
+        The exit status: 1 after a mistake or failure, which is told in one line, and 130 after Ctrl-C.
+
+    Raises:
+        Exception: what is no mistake of the user, where the environment variable `TRACEBACK` is set.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     print_advice_alone("cds-nerf")
+    if not sys.stderr.isatty():  # the libraries' own bars, such as of downloads: the first import of tqdm looks at it
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of names and prompts that the terminal cannot show
     try:
+        _check_no_word_is_empty(arguments)
         return _parse(arguments).run()
-    except UserError as error:
-        print(f"cds-nerf: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("cds-nerf: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        print(f"cds-nerf: {in_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _check_no_word_is_empty(words: Sequence[str]) -> None:
+    """An empty path would be the working folder. Prompts are left to the commands, which say what is to be in them.
+
+    Raises:
+        UserError: if a word is empty, most likely because a variable of the shell is.
+    """
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            word = value if equals else option
+        if not word.strip() and not option.endswith("prompt"):
+            raise UserError(f"an argument is empty{f', behind {option}' if option else ''}: is a variable not set?")
 
 
 def _parse(arguments: Sequence[str]) -> Any:

@@ -1,10 +1,14 @@
-"""What ends a program in one line: mistakes that the user can mend, and Ctrl-C; and advice that lets the work go on."""
+"""What ends a program in one line: mistakes that the user can mend, Ctrl-C and bugs; and advice that lets work go on."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+
+TRACEBACK = "CDS_NERF_TRACEBACK"
+"""The environment variable that shows where an error comes from that is not the user's."""
 
 _python_format = warnings.formatwarning
 
@@ -60,3 +64,16 @@ def way_out(name: str, names: Collection[str]) -> str:
     """A question that names the nearest of the right names, or else all of them."""
     close = nearest(name, names)
     return f"did you mean {close}?" if close else f"there are {', '.join(names)}"
+
+
+def in_one_line(error: Exception) -> str:
+    """What a user is told of any error: a mistake that can be mended in its own words, another by its type as well.
+
+    Raises:
+        Exception: the error, if it is no such mistake and the environment variable `TRACEBACK` is set.
+    """
+    if isinstance(error, UserError | FloatingPointError):
+        return str(error)
+    if os.environ.get(TRACEBACK):
+        raise error
+    return f"{type(error).__name__}: {first_line(error)} ({TRACEBACK}=1 before the command shows where)"

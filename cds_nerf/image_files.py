@@ -6,7 +6,7 @@ import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """Where an image's `info` may hold its orientation."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 """How files of these formats begin."""
-START_OF_SCAN = 0xDA
-"""The JPEG marker behind which the pixels come."""
-ADOBE, COMMENT = 0xEE, 0xFE
-"""The JPEG markers of the segment that says how colours are stored, and of comments."""
+START_OF_SCAN, COMMENT, APPLICATIONS = 0xDA, 0xFE, range(0xE0, 0xF0)
+"""JPEG markers: of what is followed by the pixels, of comments, and of what programs add."""
+EXIF, PROFILE, ADOBE = 0xE1, 0xE2, 0xEE
+"""JPEG markers of programs' segments: EXIF data, colour profiles, and how colours are stored."""
 
 
 def is_image_name(path: Path) -> bool:
@@ -106,10 +106,10 @@ def open_upright(path: Path) -> Image.Image:
     except (FileNotFoundError, Image.DecompressionBombError):
         raise
     except Exception:
-        for bare in _bare(path):
-            with contextlib.suppress(Exception):  # the next may do; if none does, the first failure is told
-                return _loaded(bare)
-        raise
+        content = path.read_bytes()
+        if not content.startswith((PNG, JPEG)):
+            raise
+        return _salvaged(content)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -162,36 +162,48 @@ def _loaded(source: Path | io.BytesIO) -> Image.Image:
         return upright(file)
 
 
-def _bare(path: Path) -> Iterator[io.BytesIO]:
-    """The file with less and less besides the pixels: orientation and colour profile go last."""
-    content = path.read_bytes()
-    if content.startswith(PNG):
-        for kept in ({b"tRNS", b"eXIf", b"iCCP"}, {b"tRNS", b"eXIf"}, {b"tRNS"}):
-            yield io.BytesIO(_bare_png(content, kept))
-    elif content.startswith(JPEG):
-        for segments in ({0xE1, 0xE2, ADOBE}, {0xE1, ADOBE}, {ADOBE}, set()):
-            yield io.BytesIO(_bare_jpeg(content, segments))
+def _salvaged(content: bytes) -> Image.Image:
+    """A PNG or JPEG file's pixels with no more of the rest than its orientation, colours and opacity, if these do.
+
+    Raises:
+        Exception: if the file is of another format, or its pixels cannot be read.
+    """
+    parts = list(_png_parts(content) if content.startswith(PNG) else _jpeg_parts(content))
+    kept = {index for index, (_, is_needed) in enumerate(parts) if is_needed}
+
+    def load(indices: set[int]) -> Image.Image:
+        return _loaded(io.BytesIO(b"".join(parts[index][0] for index in sorted(indices))))
+
+    image = load(kept)
+    for index in set(range(len(parts))) - kept:
+        with contextlib.suppress(Exception):  # what is broken is left out
+            image = load(kept | {index})
+            kept.add(index)
+    return image
 
 
-def _bare_png(content: bytes, kept: Collection[bytes]) -> bytes:
-    """A PNG file with no other chunks than those that must be understood and the kept ones."""
-    chunks, start = [PNG], len(PNG)
+def _png_parts(content: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The chunks of a PNG file that are wanted, each with whether it must be there."""
+    yield PNG, True
+    start = len(PNG)
     while start + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, start)
         end = start + 12 + length
-        if kind in kept or not kind[0] & 0x20:  # in lower case: may be passed over
-            chunks.append(content[start:end])
+        is_needed = not kind[0] & 0x20  # in upper case
+        if is_needed or kind in (b"tRNS", b"eXIf", b"iCCP"):
+            yield content[start:end], is_needed
         start = end
-    return b"".join(chunks)
 
 
-def _bare_jpeg(content: bytes, kept: Collection[int]) -> bytes:
-    """A JPEG file with no other application's segments than the kept ones, and no comments."""
-    segments, start = [content[:2]], 2
+def _jpeg_parts(content: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The segments of a JPEG file that are wanted, each with whether it must be there; the pixels are the last."""
+    yield content[:2], True
+    start = 2
     while start + 4 <= len(content) and content[start] == 0xFF and content[start + 1] != START_OF_SCAN:
         marker, length = struct.unpack_from(">xBH", content, start)
         end = start + (1 if marker == 0xFF else 2 + length)  # any number of 0xFF may stand before a marker
-        if marker in kept or not (0xE0 <= marker <= 0xEF or marker == COMMENT):
-            segments.append(content[start:end])
+        is_needed = marker not in APPLICATIONS and marker != COMMENT
+        if is_needed or marker in (EXIF, PROFILE, ADOBE):
+            yield content[start:end], is_needed
         start = end
-    return b"".join([*segments, content[start:]])
+    yield content[start:], True

@@ -16,6 +16,8 @@ from cds_nerf.masks import as_mask
 
 SETTINGS_KEY = "cds-nerf"
 """The PNG text chunk that holds the settings, as JSON."""
+CONTENT_KEY = "cds-nerf-content"
+"""The PNG text chunk that holds hashes of what a picture was made from, as JSON."""
 
 
 def read_image(path: Path, background: str = "white") -> Image.Image:
@@ -86,13 +88,43 @@ def _is_for_rgb(profile: bytes | None) -> bool:
     )
 
 
-def write_png(path: Path, image: Image.Image, settings: dict[str, Any], icc_profile: bytes | None = None) -> None:
+def write_png(
+    path: Path,
+    image: Image.Image,
+    settings: dict[str, Any],
+    icc_profile: bytes | None = None,
+    content: dict[str, str] | None = None,
+) -> None:
     """Write a PNG with the settings that made it in its text chunk `SETTINGS_KEY`.
+
+    Args:
+        path: of the file.
+        image: what is to be written.
+        settings: what can be typed to make it again.
+        icc_profile: the image's colour profile.
+        content: hashes of what it was made from, for the text chunk `CONTENT_KEY`.
 
     Raises:
         UserError: if it cannot be written.
     """
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
+    chunks.add_itxt(SETTINGS_KEY, as_json(settings))
+    if content is not None:
+        chunks.add_itxt(CONTENT_KEY, as_json(content))
     with whole_file(path) as file:
         image.save(file, format="PNG", pnginfo=chunks, icc_profile=icc_profile)
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """What the text chunks before a PNG's pixels say, by their keys.
+
+    Raises:
+        UserError: if it does not read as a PNG.
+    """
+    with reading(path), Image.open(path, formats=["PNG"]) as file:
+        return {str(key): value for key, value in file.info.items() if isinstance(value, str)}
+
+
+def as_json(value: Any) -> str:
+    """JSON that can be written anywhere: bytes of a file's name that are no UTF-8 are escaped."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()

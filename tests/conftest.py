@@ -12,11 +12,18 @@ from tiny_stable_diffusion import make_pipeline
 from torch import Tensor
 
 from cds_nerf import LatentDiffusion, TextEmbedding
+from cds_nerf.errors import TRACEBACK
 
 if TYPE_CHECKING:  # nerfstudio takes seconds to import, and most tests need it not
     from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 MakeDiffusion = Callable[..., LatentDiffusion]
+
+
+@pytest.fixture(autouse=True)
+def show_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no mistake of a user is raised, and not told in a line."""
+    monkeypatch.setenv(TRACEBACK, "1")
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from cds_nerf.diffusion.prompts import check_prompts
-from cds_nerf.errors import UserError
-from cds_nerf.image.naming import find_images, output_files
+from cds_nerf.errors import UserError, in_one_line
+from cds_nerf.image.inputs import find_images
+from cds_nerf.image.naming import edit_name
+from cds_nerf.image.places import Place, is_single_file, place_at, place_in_folder
+from cds_nerf.image.record import EditRecord
 from cds_nerf.image.settings import ImageEditSettings
-from cds_nerf.image.sizing import check_proportions
-from cds_nerf.pictures import read_image, read_mask
+from cds_nerf.image.source_image import SourceImage
+from cds_nerf.pictures import read_mask
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from cds_nerf.diffusion import LatentDiffusion
 
 INTERRUPTED = 130
@@ -45,7 +46,8 @@ class EditImages:
         tyro.conf.Positional[tuple[str, ...]],
         tyro.conf.arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint=""),
     ]
-    """PNG, JPEG or WebP files, folders of them, or quoted glob patterns. Transparency is composited over white."""
+    """PNG, JPEG, WebP, AVIF, TIFF and other files, folders of them, or quoted glob patterns. Transparency is composited
+    over white."""
     source_prompt: str
     """What the images show."""
     target_prompt: tuple[str, ...]
@@ -53,7 +55,8 @@ class EditImages:
     output: Path = Path("edited")
     """Folder for the edits, or the PNG file of a single one."""
     overwrite: bool = False
-    """Replace files that exist; they are kept otherwise."""
+    """Make edits anew that are there already: of the same image, mask, prompts and settings. Nothing else is replaced,
+    ever: another edit of the same name gets a number."""
     pair: bool = False
     """Also write IMAGE-PROMPT.pair.png: before and after, side by side."""
     strip: bool = False
@@ -82,74 +85,85 @@ class EditImages:
         for prompt in prompts:
             check_prompts(self.source_prompt, prompt)
         self.settings.check()
-        images = find_images(self.images)
-        outputs = output_files(images, prompts, self.output.expanduser())
+        output = self.output.expanduser()
+        folder = output.parent if is_single_file(output) else output
+        images = find_images(self.images, folder, _tell)
+        if is_single_file(output) and len(images) * len(prompts) != 1:
+            raise UserError(
+                f"output is the file {output}, but there are {len(images) * len(prompts)} edits: name a folder"
+            )
         mask = None if self.settings.mask is None else read_mask(self.settings.mask)
-        _check_writable(next(iter(outputs.values())).parent)
+        _check_writable(folder)
 
         diffusion: LatentDiffusion | None = None
+        is_suited = False
         status = 0
         for path in images:
-            wanted = {prompt: outputs[path, prompt] for prompt in prompts if not self._kept(outputs[path, prompt])}
-            if not wanted:
-                continue
             try:
-                image = self._read(path, mask)
-            except UserError as error:
-                status = _report(error)
+                source = SourceImage.read(path, mask, self.settings)
+            except Exception as error:  # of whatever kind: the other images are edited
+                status = _failed(path, error)
                 continue
-            if diffusion is None:
-                from cds_nerf.image.edit_file import edit_file
-
+            if not is_suited:
                 self._suit_to_model()
+                is_suited = True
+            try:
+                wanted = [prompt for prompt in prompts if not self._is_kept(source, prompt)]
+            except Exception as error:
+                status = _failed(path, error)
+                continue
+            if wanted and diffusion is None:
                 diffusion = self._load()
                 for prompt in prompts:
                     diffusion.check_prompts(self.source_prompt, prompt)
-            for prompt, output in wanted.items():
+            for prompt in wanted:
+                assert diffusion is not None
                 try:
-                    edit = edit_file(
-                        self.settings, path, image, mask, self.source_prompt, prompt, self._files(output), diffusion
-                    )
-                except (UserError, FloatingPointError) as error:
-                    status = _report(f"{path}: {error}")
+                    interrupted = self._edit(source, prompt, diffusion)
+                except Exception as error:
+                    status = _failed(path, error)
                     continue
-                print(f"wrote {output}")
-                if edit.interrupted:
+                if interrupted:
                     return INTERRUPTED
         return status
 
-    def _read(self, path: Path, mask: Image.Image | None) -> Image.Image:
-        """An image, after the checks that need no model."""
-        image = read_image(path)
-        if not self.settings.square:
-            try:
-                check_proportions(*image.size)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-        if mask is not None and mask.size != image.size:
-            raise UserError(
-                f"mask {self.settings.mask} is {mask.width}x{mask.height} pixels and {path} is "
-                f"{image.width}x{image.height}: they must be of one size"
-            )
-        return image
+    def _place(self, source: SourceImage, prompt: str) -> Place:
+        """Where an edit goes.
 
-    def _files(self, output: Path) -> dict[str, Path]:
-        """What is written for an edit, by the field that asks for it."""
-        files = {
-            "pair": output.with_suffix(".pair.png"),
-            "strip": output.with_suffix(".strip.png"),
-            "plot": output.with_suffix(".losses.png"),
-            "latents": output.with_suffix(".safetensors"),
-        }
-        return {"image": output} | {name: file for name, file in files.items() if getattr(self, name)}
+        Raises:
+            UserError: if its file is another's.
+        """
+        record = EditRecord.of(source, self.source_prompt, prompt, self.settings)
+        wanted = ["image", *(kind for kind in ("pair", "strip", "plot", "latents") if getattr(self, kind))]
+        output = self.output.expanduser()
+        if is_single_file(output):
+            return place_at(output, wanted, record, self.overwrite)
+        return place_in_folder(output, edit_name(source.path, prompt), wanted, record, self.overwrite)
 
-    def _kept(self, output: Path) -> bool:
-        """Whether an edit is left out because a file of it exists, which is reported."""
-        existing = [file for file in self._files(output).values() if file.exists()]
-        if self.overwrite or not existing:
-            return False
-        print(f"cds-nerf: kept {existing[0]}, which exists: --overwrite makes it anew", file=sys.stderr)
-        return True
+    def _is_kept(self, source: SourceImage, prompt: str) -> bool:
+        """Whether an edit is there already, which is told, as is a name that it cannot have."""
+        place = self._place(source, prompt)
+        if place.occupied:
+            print(f"{place.occupied}: the edit of {source.path} becomes {place.output}")
+        if not place.files:
+            _tell(f"kept {place.output}, which is this edit of {source.path}: --overwrite makes it anew")
+        return not place.files
+
+    def _edit(self, source: SourceImage, prompt: str, diffusion: LatentDiffusion) -> bool:
+        """Make an edit and write what is wanted of it.
+
+        Returns:
+            Whether it was interrupted.
+        """
+        from cds_nerf.image.edit_file import edit_file
+
+        edited = edit_file(source, self.source_prompt, prompt, self.settings, diffusion, with_way=self.strip)
+        record = EditRecord.of(source, self.source_prompt, prompt, self.settings)
+        files = self._place(source, prompt).files  # anew: another process may have taken the name
+        edited.write(files, record.after(edited.edit.steps))
+        for file in [files["image"]] if "image" in files else files.values():
+            print(f"wrote {file}")
+        return edited.edit.interrupted
 
     def _suit_to_model(self) -> None:
         """Take the settings that the model carries where nothing was typed, and say so."""
@@ -177,7 +191,12 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"the output folder {folder} cannot be written: {error.strerror}") from error
 
 
-def _report(error: object) -> int:
-    """Print what is wrong with one image; the exit status that follows from it."""
-    print(f"cds-nerf: {error}", file=sys.stderr)
+def _tell(line: str) -> None:
+    print(f"cds-nerf: {line}", file=sys.stderr)
+
+
+def _failed(path: Path, error: Exception) -> int:
+    """Tell what is wrong with one image; the exit status that follows from it."""
+    line = in_one_line(error)
+    _tell(line if str(path) in line else f"{path}: {line}")
     return 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -16,53 +17,95 @@ from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
 from cds_nerf.image.edit import ImageEdit, as_pil, decode_within, edit_image
 from cds_nerf.image.latent_descent import DescentStep
-from cds_nerf.image.loss_plot import write_loss_plot
+from cds_nerf.image.loss_plot import plot_losses
 from cds_nerf.image.mask import blend_within
+from cds_nerf.image.record import EditRecord
 from cds_nerf.image.settings import ImageEditSettings
 from cds_nerf.image.sizing import edit_size, resize
+from cds_nerf.image.source_image import SourceImage
 from cds_nerf.image.strip import side_by_side, strip_steps
-from cds_nerf.pictures import write_png
+from cds_nerf.pictures import CONTENT_KEY, SETTINGS_KEY, as_json, write_png
+
+
+@dataclass(frozen=True)
+class EditedFile:
+    """An edit, and the pictures that can be written of it."""
+
+    source: SourceImage
+    edit: ImageEdit
+    before: Image.Image
+    """The image at the result's size."""
+    after: Image.Image
+    """The result."""
+    way: list[Image.Image]
+    """From the image to the result, at the edit's size; those two alone unless more was asked for."""
+
+    def write(self, files: Mapping[str, Path], record: EditRecord) -> None:
+        """Write some of "image", "pair", "strip", "plot" and "latents", the image first.
+
+        Args:
+            files: by what they hold.
+            record: of the edit.
+
+        Raises:
+            UserError: if a file cannot be written.
+        """
+        profile = self.source.image.info.get("icc_profile")
+        pictures = {
+            "image": lambda: self.after,
+            "pair": lambda: side_by_side([self.before, self.after]),
+            "strip": lambda: side_by_side(self.way),
+            "plot": lambda: plot_losses(
+                self.edit.losses, f"{self.source.path.name}: {record.settings['target_prompt']}"
+            ),
+        }
+        for kind, picture in pictures.items():
+            if kind in files:
+                icc_profile = None if kind == "plot" else profile
+                write_png(files[kind], picture(), record.settings, icc_profile, record.content)
+        if "latents" in files:
+            latents = {"source": self.edit.source_latents.cpu(), "result": self.edit.latents.cpu()}
+            texts = {SETTINGS_KEY: as_json(record.settings), CONTENT_KEY: as_json(record.content)}
+            with whole_file(files["latents"]) as file:
+                file.write_bytes(save(latents, texts))
 
 
 def edit_file(
-    settings: ImageEditSettings,
-    path: Path,
-    image: Image.Image,
-    mask: Image.Image | None,
+    source: SourceImage,
     source_prompt: str,
     target_prompt: str,
-    files: dict[str, Path],
+    settings: ImageEditSettings,
     diffusion: LatentDiffusion,
-) -> ImageEdit:
-    """Edit one image with one target prompt, and write the result.
+    with_way: bool = False,
+) -> EditedFile:
+    """Edit one image with one target prompt.
 
     Args:
-        settings: of the edit.
-        path: the image's file, for the record.
-        image: what is in it, 8-bit RGB.
-        mask: 8-bit grey, of the image's size.
-        source_prompt: what the image shows.
+        source: the image.
+        source_prompt: what it shows.
         target_prompt: what it is to show.
-        files: what to write: "image" and any of "pair", "strip", "plot" and "latents".
+        settings: of the edit.
         diffusion: the model.
+        with_way: whether pictures between the image and the result are kept.
 
     Raises:
-        UserError: if the settings do not suit the image, memory is too small, or a file cannot be written.
+        UserError: if the settings do not suit the image, or memory is too small.
         FloatingPointError: if the model overflows in half precision.
     """
+    image, mask = source.image, source.mask
     resolution = diffusion.native_size if settings.resolution is None else settings.resolution
     size = edit_size(*image.size, resolution, diffusion.image_multiple, settings.square)
-    way: list[Tensor] = []
+    kept: list[Tensor] = []
 
     def keep(step: DescentStep) -> None:
-        if "strip" in files and step.step in strip_steps(settings.steps):
-            way.append(step.latents.clone())
+        if with_way and step.step in strip_steps(settings.steps):
+            kept.append(step.latents.clone())
 
     try:
-        source = to_tensor(resize(image, size))
+        pixels = to_tensor(resize(image, size))
         region = None if mask is None else _region(resize(mask, size))
         edit = edit_image(
-            source,
+            pixels,
             source_prompt,
             target_prompt,
             diffusion,
@@ -73,9 +116,8 @@ def edit_file(
             mask=region,
             callback=keep,
         )
-        assert isinstance(edit.image, Tensor)  # as the source is
-        result = as_pil(edit.image)
-        pictures = [as_pil(decode_within(diffusion, latents, source[None], region)[0]) for latents in way]
+        assert isinstance(edit.image, Tensor)  # as the pixels are
+        between = [as_pil(decode_within(diffusion, latents, pixels[None], region)[0]) for latents in kept]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -84,23 +126,11 @@ def edit_file(
             "give a smaller --resolution, or see what saves memory in --help"
         ) from error
 
-    before, after = as_pil(source), result
+    before, after = as_pil(pixels), as_pil(edit.image)
+    way = [before, *between, after]
     if settings.keep_size:
-        before, after = image, _at_own_size(image, mask, result, diffusion.image_multiple)
-    record = settings.record(path, source_prompt, target_prompt) | {"steps_done": edit.steps}
-    profile = image.info.get("icc_profile")
-    if "pair" in files:
-        write_png(files["pair"], side_by_side([before, after]), record, profile)
-    if "strip" in files:
-        write_png(files["strip"], side_by_side([as_pil(source), *pictures, result]), record, profile)
-    if "plot" in files:
-        write_loss_plot(files["plot"], edit.losses, f"{path.name}: {target_prompt}")
-    if "latents" in files:
-        latents = {"source": edit.source_latents.cpu(), "result": edit.latents.cpu()}
-        with whole_file(files["latents"]) as file:
-            file.write_bytes(save(latents, {"cds-nerf": json.dumps(record)}))
-    write_png(files["image"], after, record, profile)  # the last: where it is, all is
-    return edit
+        before, after = image, _at_own_size(image, mask, after, diffusion.image_multiple)
+    return EditedFile(source, edit, before, after, way)
 
 
 def _region(mask: Image.Image) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,16 +76,8 @@ class ImageEditSettings:
             raise UserError(f"the model's settings {model.file}: {error}") from error
         return suited, guidance | image
 
-    def record(self, image: Path, source_prompt: str, target_prompt: str) -> dict[str, Any]:
-        """What it takes to repeat an edit: the command's options by their names, and the program's version.
-
-        Args:
-            image: the edited image's file.
-            source_prompt: what it shows.
-            target_prompt: what it is to show.
-        """
-        settings = asdict(self)
-        settings |= settings.pop("guidance") | settings.pop("diffusion")
-        settings |= {"image": image, "source_prompt": source_prompt, "target_prompt": target_prompt}
-        settings["version"] = version("cds-nerf")
-        return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    def options(self) -> dict[str, Any]:
+        """The settings by the names that they have on the command line."""
+        options = asdict(self)
+        options |= options.pop("guidance") | options.pop("diffusion")
+        return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}

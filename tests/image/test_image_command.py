@@ -4,53 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_command import files, image_command, noise, raising
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
-from tiny_stable_diffusion import make_pipeline
 
 from cds_nerf.cli import main
 from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserAdvice
 from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    make_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with three photographs in photos/."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for index, name in enumerate(("cat.png", "cat.jpg", "dog.webp")):
-        noise(seed=index).save(tmp_path / "photos" / name)
-    return tmp_path
-
-
-def noise(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-
-
-def image_command(model: str, *arguments: str, source: str = "a cat", target: tuple[str, ...] = ("a pig",)) -> int:
-    prompts = ("--source-prompt", source, "--target-prompt", *target)
-    settings = ("--model", model, "--device", "cpu", "--steps", "2", "--resolution", "32")
-    return main(["image", *settings, *arguments, *prompts])
-
-
-def files(folder: str | Path) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def test_each_prompt_gives_an_image_of_the_edit_s_size(model: str, photos: Path) -> None:
@@ -100,29 +67,6 @@ def test_too_little_memory_is_told(
         monkeypatch.setattr(edit_file, "edit_image", raising(error))
         assert image_command(model, "photos/cat.png") == 1
         assert "photos/cat.png: cpu has too little memory for an edit of 48x32 pixels" in capsys.readouterr().err
-    monkeypatch.setattr(edit_file, "edit_image", raising(RuntimeError("a bug")))
-    with pytest.raises(RuntimeError, match="a bug"):
-        image_command(model, "photos/cat.png")
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return fail
-
-
-def test_existing_files_are_kept_unless_overwriting(
-    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("edited").mkdir()
-    Path("edited/cat-a-pig.png").write_text("mine")
-    assert image_command(model, "photos/cat.png", target=("a pig", "a dog")) == 0
-    assert "kept edited/cat-a-pig.png" in capsys.readouterr().err
-    assert Path("edited/cat-a-pig.png").read_text() == "mine"
-    assert files("edited") == ["cat-a-dog.png", "cat-a-pig.png"]
-    assert image_command(model, "photos/cat.png", "--overwrite") == 0
-    assert Path("edited/cat-a-pig.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_bad_file_is_reported_and_the_others_are_edited(

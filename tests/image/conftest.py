@@ -1,0 +1,24 @@
+"""A small model and three photographs for `cds-nerf image`."""
+
+from pathlib import Path
+
+import pytest
+from image_command import noise
+from tiny_stable_diffusion import make_pipeline
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with three photographs in photos/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for index, name in enumerate(("cat.png", "cat.jpg", "dog.webp")):
+        noise(seed=index).save(tmp_path / "photos" / name)
+    return tmp_path
