@@ -1,4 +1,4 @@
-"""What ends a program in one line: mistakes that the user can mend, Ctrl-C and bugs; and advice that lets work go on."""
+"""What ends a program in one line: mistakes that the user can mend, Ctrl-C, bugs; and advice that lets work go on."""
 
 from __future__ import annotations
 

@@ -72,10 +72,10 @@ def test_a_bug_in_any_command_is_told_in_one_line(
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_a_model_that_fails_to_load_is_told_once(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(EditImages, "_load", raising(OSError("the disk is on fire")))
-    assert image_command("model", "photos") == 1
+    assert image_command(model, "photos") == 1
     assert told(capsys) == [f"cds-nerf: OSError: the disk is on fire ({TRACEBACK}=1 before the command shows where)"]
 
 
