@@ -29,9 +29,8 @@ def edit(
     guidance = CDSGuidance(CDSGuidanceConfig(), diffusion)
     source_text, target_text = diffusion.encode_prompt(source_prompt), diffusion.encode_prompt(target_prompt)
 
-    image = to_tensor(Image.open(photograph).convert("RGB"))[None].to(
-        diffusion.device
-    )  # its sides are multiples of 8 pixels
+    photo = Image.open(photograph).convert("RGB")  # its sides are multiples of 8 pixels
+    image = to_tensor(photo)[None].to(diffusion.device)
     source_latents = diffusion.encode(image)
     points = torch.cartesian_prod(*(torch.linspace(-1, 1, side) for side in image.shape[2:])).to(image.device)
     first, second, last = (torch.nn.Linear(*sides).to(image.device) for sides in ((2, 256), (256, 256), (256, 3)))

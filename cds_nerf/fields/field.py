@@ -34,6 +34,9 @@ class Field(Protocol):
     def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:
         """What a camera [1] sees, without gradients, as ns-render shows it."""
 
+    def render_distance(self, camera: Cameras) -> Float[Tensor, "height width"] | None:
+        """How far a camera [1] sees along the ray of each of its pixels, without gradients; None if it cannot tell."""
+
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """What an edit may move, by the names of its optimizers: all but the cameras' poses."""
 

@@ -67,6 +67,11 @@ def viewed_point(cameras: Cameras) -> Float[Tensor, 3]:
     )
 
 
+def viewed_distance(cameras: Cameras) -> float:
+    """The cameras' median distance from the point that they look at."""
+    return float((cameras.camera_to_worlds[:, :3, 3] - viewed_point(cameras)).norm(dim=1).median())
+
+
 def _looking_at(position: Float[Tensor, 3], point: Float[Tensor, 3]) -> Float[Tensor, "3 4"]:
     backward = torch.nn.functional.normalize(position - point, dim=0)
     right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), backward), dim=0)

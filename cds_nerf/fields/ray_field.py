@@ -59,6 +59,14 @@ class RayField:
         self.model.train()
         return image.permute(2, 0, 1)
 
+    @torch.no_grad()
+    def render_distance(self, camera: Cameras) -> Float[Tensor, "height width"] | None:
+        """The model's `depth`, which nerfstudio's ray-based models measure along each ray."""
+        self.model.eval()
+        outputs = self.model.get_outputs_for_camera(camera.to(self.model.device))
+        self.model.train()
+        return outputs["depth"][..., 0].cpu() if "depth" in outputs else None
+
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """The model's parameter groups without the camera poses."""
         return {name: group for name, group in self.model.get_param_groups().items() if name != "camera_opt"}

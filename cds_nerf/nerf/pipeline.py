@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,16 +27,17 @@ from cds_nerf.diffusion.model_name import DEFAULT_MODEL
 from cds_nerf.errors import UserError
 from cds_nerf.fields.field import Field
 from cds_nerf.fields.kinds import field_of
-from cds_nerf.fields.orbit import orbit_cameras
+from cds_nerf.fields.orbit import orbit_cameras, viewed_distance
 from cds_nerf.fields.ray_rendering import rescale_camera
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
-from cds_nerf.guidance.relevance import relevance_map
+from cds_nerf.guidance.relevance import nothing, relevance_map
 from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import (
     CDSDataManager,
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
+from cds_nerf.nerf.region import Region, RegionConfig
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.progress import progress_bar
@@ -43,6 +45,9 @@ from cds_nerf.seeding import seed_for
 
 PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
 """What a user calls the two prompts."""
+
+NEAREST_TO_EDIT = 0.15
+"""What is edited is no nearer to a camera than this share of its distance from what the cameras look at."""
 
 
 @dataclass
@@ -63,8 +68,11 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     local diffusers folder or as a .safetensors checkpoint; or "shapes", the small one that comes with cds-nerf."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
+    region: RegionConfig = field(default_factory=RegionConfig)
+    """Where the edit may act."""
     w_keep: float = 1.0
-    """Weight of what keeps a view as the source's where both prompts agree about it; 0 lets the edit act anywhere."""
+    """Weight of what keeps a view as the source's outside the region; 0 keeps nothing, and with the region auto lets
+    the edit act anywhere."""
     guidance_resolution: int | None = None
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
     Less is faster, takes less memory and shows the model less."""
@@ -77,6 +85,8 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     the diffusion model takes as many times the memory."""
     rays_per_chunk: int = 4096
     """Rays rendered at a time. Less takes less memory; only the draws of the sampling jitter change with it."""
+    views_in_memory: int = 1024
+    """Views of the source that stay in memory once they are in use; each takes four bytes a pixel."""
     steps_per_strip: int = 100
     """Steps between pictures of how far the edit has come."""
     orbit_frames: int = 60
@@ -105,7 +115,7 @@ class CDSPipeline(VanillaPipeline):
         config, guidance = self.config, self.guidance
         index = self.datamanager.next_view(step, self.seed)
         image, losses = self.render_view(index, seed_for(self.seed, "rendering", step))
-        relevance = self.source.relevance(index).to(image) if config.w_keep else None
+        relevance = None if self.region is None else self.region.of_view(index, step).to(image)
 
         latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
         out = guidance(
@@ -118,7 +128,7 @@ class CDSPipeline(VanillaPipeline):
             steps=self.steps,
         )
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
-        if relevance is not None:
+        if relevance is not None and config.w_keep:
             difference = image - self.source.image(index).to(image)
             # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
             per_latent = 2000 / latents[0, 0].numel()
@@ -184,6 +194,7 @@ class CDSPipeline(VanillaPipeline):
         diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
         self.source_text = diffusion.encode_prompt(config.source_prompt)
         self.target_text = diffusion.encode_prompt(config.target_prompt)
+        self.region_text = diffusion.encode_prompt(config.region.text) if config.region.text.strip() else None
         diffusion.text_encoder = diffusion.text_encoder_2 = None  # have done their work; their memory is for the UNet
 
         resolution, multiple = config.guidance_resolution or diffusion.native_size, diffusion.image_multiple
@@ -197,21 +208,74 @@ class CDSPipeline(VanillaPipeline):
         self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
 
         compatibility.update_proposals_in_every_call(self.model)
+        self._prepare_source(directory / "source")
         self.field.begin_edit()
+
+    def _prepare_source(self, folder: Path) -> None:
+        """Bring into the run folder what the first step needs of the unedited field; the rest follows when drawn."""
+        config = self.config
+        unedited: list[Field] = []
+
+        def source_field() -> Field:
+            if not unedited:
+                unedited.append(self._unedited_field())
+            return unedited[0]
+
+        def render_view(index: int) -> Float[Tensor, "3 height width"]:
+            seed = seed_for(self.seed, "still", index)
+            return source_field().render_view(self.views[index], index, seed)[0].clamp(0, 1)
+
         self.source = ViewStore(
-            directory / "source", self.render_still, self.render_frame, diffusion.encode, self._measure_relevance
+            folder,
+            render_view,
+            render_frame=lambda index: source_field().render_frame(self.orbit[index]),
+            encode=self.guidance.diffusion.encode,
+            views_in_memory=config.views_in_memory,
         )
         self.datamanager.train_dataset.picture = self.source.made_image  # for the viewer
         self.datamanager.eval_dataset.picture = lambda index: None
-        if missing := self.source.missing(len(self.views), len(self.orbit), with_relevance=bool(config.w_keep)):
-            self._check_guidance_takes_the_views()
-            with self.source_weights():
-                for make in progress_bar(missing, "Source views", unit="picture"):
-                    make()
+        self.region = None
+        if config.w_keep or config.region.kind != "auto":
+            self.region = Region(
+                config.region,
+                self.source,
+                self.views,
+                order=[self.datamanager.next_view(step, self.seed) for step in range(len(self.views))],
+                latent_pixels=self.guidance.diffusion.image_multiple,
+                nearest=NEAREST_TO_EDIT * viewed_distance(self.datamanager.train_dataset.cameras),
+                distance=lambda camera: source_field().render_distance(camera),
+                measure=self._measure_relevance,
+                masks=self.datamanager.train_dataparser_outputs.mask_filenames,
+                names=self.datamanager.train_dataparser_outputs.image_filenames,
+            )
+        if self.source.complete(len(self.views), len(self.orbit)):
+            return
+        source_field()  # now, so that a source that has gone is told before the first step
+        self._check_guidance_takes_the_views()
+        first = [self.datamanager.next_view(0, self.seed)] if self.region is None else self.region.prepare()
+        for index in progress_bar(first, "Source views", unit="view"):
+            self.source.latents(index)
+        if self.region is not None:
+            for index in progress_bar(first, "Region", unit="view"):
+                self.region.of_view(index, step=0)
 
-    def _measure_relevance(self, latents: Float[Tensor, "1 channels h w"], index: int) -> Float[Tensor, "1 1 h w"]:
+    def _unedited_field(self) -> Field:
+        """A field of its own with the source's weights, whatever the edit has made of the model by now."""
+        model = deepcopy(self.model)
+        with self._source_checkpoint() as source:
+            state = self._own_state(source["pipeline"])
+        model.load_state_dict({name.removeprefix("_model."): value for name, value in state.items()})
+        return field_of(model, self.config.rays_per_chunk)
+
+    def _measure_relevance(
+        self, latents: Float[Tensor, "1 channels h w"], kind: str, index: int
+    ) -> Float[Tensor, "1 1 h w"]:
+        texts = (self.source_text, self.target_text)
+        if kind == "text":
+            assert self.region_text is not None
+            texts = (nothing(self.region_text), self.region_text)
         generator = torch.Generator().manual_seed(seed_for(self.seed, "relevance", index))
-        return relevance_map(self.guidance.diffusion, latents, self.source_text, self.target_text, generator)
+        return relevance_map(self.guidance.diffusion, latents, *texts, generator)
 
     def _check_guidance_takes_the_views(self) -> None:
         """Call the guidance once on empty latents: what it cannot take is told before all source views are rendered."""

@@ -20,6 +20,7 @@ AT_LEAST = {
     "pipeline.guidance_resolution": 1,
     "pipeline.draws_per_view": 1,
     "pipeline.rays_per_chunk": 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
+    "pipeline.views_in_memory": 1,
     "pipeline.steps_per_strip": 1,
     "pipeline.orbit_frames": 0,
     "pipeline.w_keep": 0,
@@ -36,6 +37,7 @@ def check_values(config: EditConfig) -> None:
     _check_devices(config)
     _check_numbers(config)
     config.pipeline.guidance.settle()
+    config.pipeline.region.terms()
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
     for name in ("mixed_precision", "use_grad_scaler"):

@@ -1,63 +1,47 @@
 """The source's views: what an edit compares with and what its pictures show, kept in its run folder.
 
-Each is made from the unedited field the first time it is asked for. A resumed edit, whose field has moved on, reads
-them.
+Each is made from the unedited field the first time that it is asked for, and read from the disk by a resumed edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image, to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
-from cds_nerf.pictures import read_image, read_mask
+from cds_nerf.pictures import read_image
 
 
-@dataclass(frozen=True)
+@dataclass
 class ViewStore:
-    """Pictures of the unedited training views, their latents, and where in them the edit may act; and the orbit.
+    """Pictures of the unedited training views, their latents, what was measured of them, and the orbit.
+
+    Views in use stay in memory.
 
     Args:
-        folder: where they are: `views/`, `latents/`, `relevance/` and `orbit/`, each with a file for each view.
+        folder: where they are: `views/`, `latents/`, `measured/` and `orbit/`, each with a file for each view.
         render_view: renders a training view [3,H,W] of the unedited field, in 0..1.
         render_frame: renders a frame [3,H,W] of the orbit of the unedited field, in 0..1.
         encode: the latents [1,C,h,w] of images [1,3,H,W].
-        relevance: of a view's latents and index, where the edit may act [1,1,h,w], in 0..1.
+        views_in_memory: how many views stay there, at the most.
     """
 
     folder: Path
     render_view: Callable[[int], Float[Tensor, "3 height width"]]
     render_frame: Callable[[int], Float[Tensor, "3 height width"]]
     encode: Callable[[Float[Tensor, "1 3 height width"]], Float[Tensor, "1 channels h w"]]
-    measure_relevance: Callable[[Float[Tensor, "1 channels h w"], int], Float[Tensor, "1 1 h w"]]
-
-    def missing(self, views: int, frames: int, with_relevance: bool) -> list[Callable[[], object]]:
-        """What makes each view, relevance and frame of the orbit that is not there.
-
-        Args:
-            views: how many training views there are.
-            frames: how many frames the orbit has.
-            with_relevance: whether the edit asks for it.
-        """
-        wanted = {"views": views, "latents": views, "relevance": views if with_relevance else 0, "orbit": frames}
-        make = {"views": self.image, "latents": self.latents, "relevance": self.relevance, "orbit": self.frame}
-        return [
-            partial(make[kind], index)
-            for kind, count in wanted.items()
-            for index in range(count)
-            if not self._path(kind, index).exists()
-        ]
+    views_in_memory: int
+    _pictures: dict[int, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
+    _latents: dict[int, Float[Tensor, "1 channels h w"]] = field(default_factory=dict)
 
     def image(self, index: int) -> Float[Tensor, "3 height width"]:
         """A view, in 0..1.
@@ -65,10 +49,12 @@ class ViewStore:
         Raises:
             UserError: if its picture cannot be read.
         """
-        path = self._path("views", index)
-        if not path.exists():
-            self._make_view(index)
-        return to_tensor(read_image(path))
+        if index not in self._pictures:
+            path = self._path("views", index)
+            if not path.exists():
+                self._make_view(index)
+            self._remember(self._pictures, index, pil_to_tensor(read_image(path)))
+        return self._pictures[index] / 255
 
     def made_image(self, index: int) -> Float[Tensor, "3 height width"] | None:
         """A view, in 0..1; None if it has not been made.
@@ -84,30 +70,29 @@ class ViewStore:
         Raises:
             UserError: if their file cannot be read.
         """
-        path = self._path("latents", index)
-        if not path.exists():
-            self._make_view(index)
-        try:
-            return load_file(path)["latents"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"the latents {path} cannot be read ({error}): delete this file, and it is made anew from the source"
-            ) from error
+        if index not in self._latents:
+            path = self._path("latents", index)
+            if not path.exists():
+                self._make_view(index)
+            self._remember(self._latents, index, _load(path)["latents"])
+        return self._latents[index]
 
-    def relevance(self, index: int) -> Float[Tensor, "1 height width"]:
-        """Where in a view the edit may act, in 0..1: see `relevance_map`. The picture may have been painted over.
+    def measured(self, index: int, kind: str, measure: Callable[[], Float[Tensor, "h w"]]) -> Float[Tensor, "h w"]:
+        """Something that is measured of a view once.
+
+        Args:
+            index: of the view.
+            kind: what it is called.
+            measure: measures it, where that has not been done.
 
         Raises:
-            UserError: if its picture cannot be read, or has another size than the view.
+            UserError: if the file cannot be read that holds it.
         """
-        path = self._path("relevance", index)
-        size = self.image(index).shape[1:]
+        path = self.folder / "measured" / kind / f"{index:05d}.safetensors"
         if not path.exists():
-            map = self.measure_relevance(self.latents(index), index)
-            map = map.where(map >= 2 / 255, 0)  # a picture with no values but 0 and 1 would count as black and white
-            with whole_file(path) as file:
-                to_pil_image(F.interpolate(map, size, mode="bilinear")[0].cpu()).save(file)
-        return to_tensor(read_mask(path, size=(size[1], size[0]), image=self._path("views", index)))
+            with torch.no_grad(), whole_file(path) as file:
+                save_file({kind: measure().cpu().contiguous()}, file)
+        return _load(path)[kind]
 
     def frame(self, index: int) -> Float[Tensor, "3 height width"]:
         """A frame of the orbit, in 0..1.
@@ -118,20 +103,39 @@ class ViewStore:
         path = self._path("orbit", index)
         if not path.exists():
             with torch.no_grad():
-                self._save_picture(self.render_frame(index), path)
-        return to_tensor(read_image(path))
+                _save_picture(self.render_frame(index), path)
+        return pil_to_tensor(read_image(path)) / 255
+
+    def complete(self, views: int, frames: int) -> bool:
+        """Whether the unedited field is needed no more for so many views and frames of the orbit."""
+        wanted = {"views": views, "latents": views, "orbit": frames}
+        return all(self._path(kind, index).exists() for kind, count in wanted.items() for index in range(count))
 
     @torch.no_grad()
     def _make_view(self, index: int) -> None:
         image = self.render_view(index)
         with whole_file(self._path("latents", index)) as file:
             save_file({"latents": self.encode(image[None]).cpu().contiguous()}, file)
-        self._save_picture(image, self._path("views", index))
+        _save_picture(image, self._path("views", index))
 
     def _path(self, kind: str, index: int) -> Path:
         return self.folder / kind / f"{index:05d}.{'safetensors' if kind == 'latents' else 'png'}"
 
-    @staticmethod
-    def _save_picture(image: Float[Tensor, "3 height width"], path: Path) -> None:
-        with whole_file(path) as file:
-            to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu()).save(file)
+    def _remember(self, views: dict[int, Tensor], index: int, value: Tensor) -> None:
+        while len(views) >= self.views_in_memory:
+            del views[next(iter(views))]
+        views[index] = value
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete this file, and it is made anew from the source"
+        ) from error
+
+
+def _save_picture(image: Float[Tensor, "3 height width"], path: Path) -> None:
+    with whole_file(path) as file:
+        to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu()).save(file)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.camera_paths import get_path_from_json
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
@@ -94,13 +93,10 @@ def _without_distortion(camera: Cameras) -> Cameras:
 
 @torch.no_grad()
 def _posed(pipeline: CDSPipeline, camera: Cameras) -> PosedView:
-    outputs = pipeline.model.get_outputs_for_camera(camera.to(pipeline.device))
-    distance = outputs["depth"][..., 0].cpu()
-    if isinstance(pipeline.model, SplatfactoModel):  # whose depth is along the optical axis
-        distance = distance * camera.generate_rays(0, keep_shape=True).metadata["directions_norm"][..., 0]
+    distance = pipeline.field.render_distance(camera)
     return PosedView(
-        image=outputs["rgb"].permute(2, 0, 1).clamp(0, 1).cpu(),
-        distance=distance,
+        image=pipeline.field.render_frame(camera).clamp(0, 1).cpu(),
+        distance=torch.full((int(camera.height), int(camera.width)), torch.nan) if distance is None else distance,
         camera_to_world=camera.camera_to_worlds[0].cpu(),
         focal=(float(camera.fx), float(camera.fy)),
         centre=(float(camera.cx), float(camera.cy)),
@@ -112,8 +108,8 @@ def _relevant(
 ) -> list[Bool[Tensor, "1 height width"]] | None:
     """Where in views the edit may act: where the nearest training views that see a point say so on the average."""
     cameras = pipeline.datamanager.train_dataset.cameras
-    pictures = sorted(folder.glob("*.png"))
-    if len(pictures) != len(cameras):
+    pictures = {int(path.stem): path for path in sorted(folder.glob("*.png"))}
+    if not pictures:
         return None
     training: dict[int, tuple[PosedView, Tensor]] = {}
 
@@ -124,11 +120,12 @@ def _relevant(
             training[index] = _posed(pipeline, _without_distortion(camera)), relevance
         return training[index]
 
-    positions = cameras.camera_to_worlds[:, :3, 3]
+    known = list(pictures)
+    positions = cameras.camera_to_worlds[known, :3, 3]
     relevant = []
     for view in progress_bar(views, "Relevance", unit="view"):
         nearest = (positions - view.camera_to_world[:, 3]).norm(dim=1).argsort()[:RELEVANCE_VIEWS].tolist()
-        relevant.append(_gathered(view, [training_view(index) for index in nearest]) > 0.5)
+        relevant.append(_gathered(view, [training_view(known[number]) for number in nearest]) > 0.5)
     return relevant
 
 

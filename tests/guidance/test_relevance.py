@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cds_nerf import TextEmbedding
-from cds_nerf.guidance.relevance import DRAWS, NOISE_LEVELS, PEAK_QUANTILE, RAMP, relevance_map
+from cds_nerf.guidance.relevance import NOISE_LEVELS, PEAK_QUANTILE, RAMP, relevance_map
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -19,17 +19,17 @@ def test_relevance_is_the_mean_difference_of_the_prompts_predictions(make_diffus
 
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for level in NOISE_LEVELS:
+    noises = torch.randn((len(NOISE_LEVELS), *source.shape[1:]), generator=generator)
+    for level, noise in zip(NOISE_LEVELS, noises, strict=True):
         timestep = torch.tensor([round(level * 999)])
         alpha = diffusion.alphas_cumprod[timestep]
-        for noise in torch.randn((DRAWS, *source.shape[1:]), generator=generator):
-            noisy = alpha.sqrt() * source + (1 - alpha).sqrt() * noise
-            with torch.no_grad():
-                one, other = (
-                    diffusion.unet(noisy, timestep, text.conditional).sample for text in (source_text, target_text)
-                )
-            scale = alpha.sqrt() if prediction_type == "v_prediction" else 1.0
-            differences.append(scale * (one - other).square().sum(dim=1, keepdim=True).sqrt())
+        noisy = alpha.sqrt() * source + (1 - alpha).sqrt() * noise
+        with torch.no_grad():
+            one, other = (
+                diffusion.unet(noisy, timestep, text.conditional).sample for text in (source_text, target_text)
+            )
+        scale = alpha.sqrt() if prediction_type == "v_prediction" else 1.0
+        differences.append(scale * (one - other).square().sum(dim=1, keepdim=True).sqrt())
     mean = F.avg_pool2d(torch.stack(differences).mean(dim=0), 3, stride=1, padding=1, count_include_pad=False)
     low, high = RAMP
     expected = ((mean / mean.quantile(PEAK_QUANTILE) - low) / (high - low)).clamp(0, 1)
