@@ -78,11 +78,12 @@ def load_parts(
         for name, kind, precision in models:
             variant = _weights(files, name, dtype).variant
             # transformers 4 and 5 call the argument by different names; a text encoder is small enough to convert.
-            wanted = {} if name.startswith("text_encoder") else {"torch_dtype": precision}
+            is_text_encoder = name.startswith("text_encoder")
+            wanted = {} if is_text_encoder else {"torch_dtype": precision}
             part, loading = kind.from_pretrained(
                 folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **wanted
             )
-            parts[name] = part.to(precision)
+            parts[name] = part.to(precision) if is_text_encoder else part
             if loading["missing_keys"]:  # both libraries only log this, and leave random weights
                 raise ValueError(f"the weights of {name} lack {sorted(loading['missing_keys'])[0]}")
     except UserError:
