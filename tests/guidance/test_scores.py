@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from plain_cds import relative_difference
 from safetensors import safe_open
 from test_cds import counted
+from tiny_stable_diffusion_xl import make_xl_pipeline
 from torch import Generator, Tensor
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, TextEmbedding
@@ -182,6 +183,60 @@ class TestContrastiveTerm:
         expected = cds(*arguments, noise=reference.tensors["case1.ids_noise"])
         assert out.cut_loss.item() == pytest.approx(expected.cut_loss.item(), rel=TOLERANCE)
         assert relative_difference(out.gradient, expected.gradient) < TOLERANCE
+
+
+class TestModels:
+    @pytest.mark.parametrize("score", SCORES)
+    def test_on_sdxl_a_batch_s_items_get_what_each_would_get_alone(self, latents: Latents, score: str) -> None:
+        parts = make_xl_pipeline().components
+        names = ("unet", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae")
+        diffusion = LatentDiffusion(**{name: parts[name] for name in names})
+        texts = [diffusion.encode_prompt(prompts) for prompts in (["a fox", "a cow"], ["a wolf", "a cow on ice"])]
+        noise = torch.randn(latents[0].shape, generator=Generator().manual_seed(2))
+        guidance = CDSGuidance(CDSGuidanceConfig(score=score, w_cut=3.0), diffusion)
+        target = latents[1].requires_grad_()
+        together = guidance(latents[0], target, *texts, torch.tensor([301, 801]), noise)
+        (gradient,) = torch.autograd.grad(together.loss, target)
+        second = slice(1, 2)
+        alone_target = latents[1][second].detach().requires_grad_()
+        alone_texts = [diffusion.encode_prompt(prompt) for prompt in ("a cow", "a cow on ice")]
+        alone = guidance(latents[0][second], alone_target, *alone_texts, torch.tensor([801]), noise[second])
+        assert relative_difference(torch.autograd.grad(alone.loss, alone_target)[0], gradient[second]) < TOLERANCE
+
+    @pytest.mark.parametrize("score", SCORES)
+    def test_a_checkpointed_unet_gives_the_same_gradient(
+        self, diffusion: LatentDiffusion, latents: Latents, texts: Texts, score: str
+    ) -> None:
+        guidance, gradients = CDSGuidance(CDSGuidanceConfig(score=score, w_cut=3.0), diffusion), []
+        for checkpointing in (False, True):
+            if checkpointing:
+                diffusion.unet.enable_gradient_checkpointing()
+            target = latents[1].detach().requires_grad_()
+            guidance(latents[0], target, *texts, generator=Generator().manual_seed(0)).loss.backward()
+            gradients.append(target.grad)
+        assert torch.equal(*gradients)
+
+    def test_velocity_and_noise_predictions_of_one_model_give_one_score(
+        self, make_diffusion: MakeDiffusion, latents: Latents, texts: Texts
+    ) -> None:
+        """IDS moves noisy latents, so that the derivative of the conversion counts."""
+        timestep = torch.tensor([301, 801])
+        velocity, noise = make_diffusion("v_prediction"), make_diffusion()
+        unet = noise.unet.forward
+
+        def as_noise(latents: Tensor, timestep: Tensor, embedding: Tensor) -> Any:
+            output = unet(latents, timestep, embedding)
+            a = noise.alphas_cumprod[timestep][:, None, None, None]
+            output.sample = a.sqrt() * output.sample + (1 - a).sqrt() * latents
+            return output
+
+        noise.unet.forward = as_noise
+        drawn = torch.randn(latents[0].shape, generator=Generator().manual_seed(2))
+        gradients = [
+            CDSGuidance(CDSGuidanceConfig(score="ids"), diffusion)(*latents, *texts, timestep, drawn).gradient
+            for diffusion in (velocity, noise)
+        ]
+        assert relative_difference(*gradients) < TOLERANCE
 
 
 class TestDraws:
