@@ -187,8 +187,7 @@ def settings_like(config: CDSDataManagerConfig, source: DataManagerConfig) -> Da
     """
     if not isinstance(source, FullImageDatamanagerConfig):
         return config
-    if hasattr(config.dataparser, "load_3D_points"):
-        config.dataparser.load_3D_points = False  # what splats are made of is in the checkpoint
+    leave_points_out(config.dataparser)
     return CDSImageDataManagerConfig(
         data=config.data,
         dataparser=config.dataparser,
@@ -196,6 +195,15 @@ def settings_like(config: CDSDataManagerConfig, source: DataManagerConfig) -> Da
         cache_images=source.cache_images,
         cache_images_type=source.cache_images_type,
     )
+
+
+def leave_points_out(dataparser: Any) -> None:
+    """Let a data parser leave out the points that splats began with: what they are now is in the checkpoint.
+
+    nerfstudio reads them with open3d, which is slow to import, and needs libraries that are not everywhere.
+    """
+    if hasattr(dataparser, "load_3D_points"):
+        dataparser.load_3D_points = False
 
 
 def view_of_step(step: int, seed: int, count: int) -> int:

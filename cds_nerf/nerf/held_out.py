@@ -12,7 +12,7 @@ import torch
 from torchvision.utils import save_image
 
 from cds_nerf.files import whole_folder
-from cds_nerf.nerf.datamanager import CDSDataManagerConfig
+from cds_nerf.nerf.datamanager import CDSDataManagerConfig, leave_points_out
 from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
 from cds_nerf.progress import progress_bar
@@ -33,6 +33,7 @@ def open_run(run: Path, data: Path | None = None) -> CDSPipeline:
     found = SourceRun.find(run)
     config: Any = found.config.pipeline
     if not isinstance(config, CDSPipelineConfig):
+        leave_points_out(config.datamanager.dataparser)
         datamanager = CDSDataManagerConfig(
             dataparser=config.datamanager.dataparser,
             camera_res_scale_factor=config.datamanager.camera_res_scale_factor,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.eval_utils import eval_setup
 from small_edit import VIEWS, edit_config_for, load_checkpoint, run, train_splat_source
@@ -97,6 +99,24 @@ def test_edit_opens_in_nerfstudios_own_commands(splat_edit, tmp_path):
     for name, values in gaussians(config.get_base_dir()).items():
         assert torch.equal(pipeline.model.gauss_params[name].cpu(), values)
     render_held_out(config.get_base_dir(), tmp_path / "held_out")
+
+
+def test_points_that_splats_began_with_are_not_read(splat_edit, splat_run, capture, tmp_path, monkeypatch):
+    """Neither by an edit nor for pictures of the source: open3d, which reads them, is not everywhere."""
+
+    def read(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Nerfstudio, "_load_3D_points", read)
+    data = shutil.copytree(capture, tmp_path / "data")
+    transforms = json.loads((data / "transforms.json").read_text())
+    (data / "transforms.json").write_text(json.dumps(transforms | {"ply_file_path": "points.ply"}))
+    copy = shutil.copytree(splat_run, tmp_path / "scene" / "splatfacto" / "copy")
+    text = (copy / "config.yml").read_text()
+    assert "load_3D_points: false" in text
+    (copy / "config.yml").write_text(text.replace("load_3D_points: false", "load_3D_points: true"))
+    render_held_out(copy, tmp_path / "held_out", data)
+    run(splat_edit(copy, data=data, max_num_iterations=1))
 
 
 def test_checkpoint_holds_the_gaussians_and_two_moments(splat_edit):

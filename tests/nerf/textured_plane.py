@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
@@ -49,8 +50,7 @@ class PlaneField:
         pass
 
     def render_view(self, camera: Cameras, index: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
-        distance = (HEIGHT - rays.origins[..., 2:]) / rays.directions[..., 2:]
+        rays, distance = self._meet_floor(camera)
         places = (rays.origins + distance * rays.directions)[..., :2] / HALF_SIDE
         seen = F.grid_sample(self.model.picture, places[None], align_corners=False)[0]
         return seen * (distance > 0).permute(2, 0, 1), {}
@@ -58,6 +58,10 @@ class PlaneField:
     @torch.no_grad()
     def render_frame(self, camera: Cameras) -> Tensor:
         return self.render_view(camera, index=0, seed=0)[0]
+
+    @torch.no_grad()
+    def render_distance(self, camera: Cameras) -> Tensor | None:
+        return self._meet_floor(camera)[1][..., 0]
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         return self.model.get_param_groups()
@@ -67,3 +71,7 @@ class PlaneField:
 
     def prepare_to_load(self, step: int, state: dict[str, Tensor]) -> None:
         pass
+
+    def _meet_floor(self, camera: Cameras) -> tuple[RayBundle, Tensor]:
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        return rays, (HEIGHT - rays.origins[..., 2:]) / rays.directions[..., 2:]
