@@ -62,7 +62,7 @@ class EditRenders:
         pipeline = self.pipeline
         diffusion = pipeline.guidance.diffusion
         source = pipeline.source.image(0)
-        edit = pipeline.render_still(0)
+        edit = pipeline.render_training_view(0)
         gradient = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0, relative_w_cut=None), diffusion)(
             pipeline.source.latents(0),
             diffusion.encode(edit[None]),
@@ -93,7 +93,7 @@ class EditRenders:
         folder = self.directory / "edited_views"
         folder.mkdir(exist_ok=True)
         for index in progress_bar(range(len(self.pipeline.views)), "Edited views", unit="view"):
-            save_image(self.pipeline.render_still(index), folder / f"{index:05d}.png")
+            save_image(self.pipeline.render_training_view(index), folder / f"{index:05d}.png")
         if self.pipeline.orbit:
             pairs = (
                 torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)

@@ -57,7 +57,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     if source.trains_on_images and "pipeline.rays_per_chunk" in typed:
         raise UserError("--pipeline.rays-per-chunk does nothing in an edit of splats, which are drawn a view at a time")
     model: Any = source.model()
-    pipeline.model = _typed_over(model, config, "pipeline.model")
+    pipeline.model = _with_typed_values(model, config, "pipeline.model")
     if (typed_implementation := getattr(pipeline.model, "implementation", None)) != getattr(
         model, "implementation", None
     ):
@@ -68,7 +68,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
 
     parser = source_pipeline.datamanager.dataparser
     if PARSER not in typed or type(parser) is type(pipeline.datamanager.dataparser):
-        pipeline.datamanager.dataparser = _typed_over(parser, config, PARSER)
+        pipeline.datamanager.dataparser = _with_typed_values(parser, config, PARSER)
     if "pipeline.datamanager.camera_res_scale_factor" not in typed:
         pipeline.datamanager.camera_res_scale_factor = source_pipeline.datamanager.camera_res_scale_factor
     pipeline.datamanager.dataset = source.dataset()
@@ -84,7 +84,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     config.load_dir = config.load_checkpoint = config.load_step = None
 
 
-def _typed_over(base: Any, config: EditConfig, block: str) -> Any:
+def _with_typed_values(base: Any, config: EditConfig, block: str) -> Any:
     """A copy of a block of the source's settings with what was typed of it."""
     settled = deepcopy(base)
     for path in config.typed or ():

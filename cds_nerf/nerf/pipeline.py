@@ -166,9 +166,9 @@ class CDSPipeline(VanillaPipeline):
         return self.field.render_view(self.views[index], index, seed)
 
     @torch.no_grad()
-    def render_still(self, index: int) -> Float[Tensor, "3 height width"]:
+    def render_training_view(self, index: int) -> Float[Tensor, "3 height width"]:
         """A training view as pictures show it: with the same sampling jitter at any step."""
-        return self.render_view(index, seed_for(self.seed, "still", index))[0].clamp(0, 1)
+        return self.render_view(index, seed_for(self.seed, "training view", index))[0].clamp(0, 1)
 
     def render_frame(self, index: int) -> Float[Tensor, "3 height width"]:
         """A frame of the orbit, as ns-render shows it."""
@@ -222,7 +222,7 @@ class CDSPipeline(VanillaPipeline):
             return unedited[0]
 
         def render_view(index: int) -> Float[Tensor, "3 height width"]:
-            seed = seed_for(self.seed, "still", index)
+            seed = seed_for(self.seed, "training view", index)
             return source_field().render_view(self.views[index], index, seed)[0].clamp(0, 1)
 
         self.source = ViewStore(

@@ -53,7 +53,7 @@ def pipeline_image_of(pipeline: CDSPipeline, picture: torch.Tensor) -> torch.Ten
     with torch.no_grad():
         edited = pipeline.model.picture.clone()
         pipeline.model.picture.copy_(picture)
-        image = pipeline.render_still(0)
+        image = pipeline.render_training_view(0)
         pipeline.model.picture.copy_(edited)
     return image
 
