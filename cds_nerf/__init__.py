@@ -1,6 +1,7 @@
 """Text-guided editing of radiance fields and images with Contrastive Denoising Score."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,8 +10,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CDSGuidance", "CDSGuidanceConfig", "CDSOutput", "LatentDiffusion", "TextEmbedding", "edit_image"]
 
+__version__: str
+"""Of the installed package."""
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("cds-nerf")
     # On demand: torch and diffusers take seconds to import, and `cds-nerf --help` needs neither.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+import cds_nerf
 from cds_nerf.errors import UserError, in_one_line, print_advice_alone
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exception: what is no mistake of the user, where the environment variable `TRACEBACK` is set.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if [*arguments] == ["--version"]:
+        print(f"cds-nerf {cds_nerf.__version__}")
+        return 0
     print_advice_alone("cds-nerf")
     if not sys.stderr.isatty():  # the libraries' own bars, such as of downloads: the first import of tqdm looks at it
         os.environ.setdefault("TQDM_MININTERVAL", "30")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands' processes too: the tests themselves run side by side
 
 import pytest
 import torch
@@ -17,7 +20,13 @@ from cds_nerf.errors import TRACEBACK
 if TYPE_CHECKING:  # nerfstudio takes seconds to import, and most tests need it not
     from cds_nerf.nerf.trainer import CDSTrainerConfig
 
+torch.set_num_threads(1)
 MakeDiffusion = Callable[..., LatentDiffusion]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first, so that no process works on one when the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
