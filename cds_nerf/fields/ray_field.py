@@ -13,7 +13,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
 
-from cds_nerf.fields.ray_rendering import camera_rays, render_rays
+from cds_nerf.fields.ray_rendering import camera_rays, finest_output, render_rays
 from cds_nerf.fields.saturation import free_saturated_colors
 
 SOURCE_STEPS = 10**6
@@ -24,7 +24,7 @@ class RayField:
     """A ray-based nerfstudio model as a field that can be edited.
 
     Args:
-        model: renders `rgb` along rays.
+        model: renders `rgb` or `rgb_fine` along rays.
         rays_per_chunk: rays rendered at a time.
     """
 
@@ -55,8 +55,9 @@ class RayField:
     def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:
         """What a camera sees, in the model's evaluation mode."""
         self.model.eval()
-        image = self.model.get_outputs_for_camera(camera.to(self.model.device))["rgb"]
+        image = finest_output(self.model.get_outputs_for_camera(camera.to(self.model.device)), "rgb")
         self.model.train()
+        assert image is not None  # or `render_view` would have said so
         return image.permute(2, 0, 1)
 
     @torch.no_grad()
@@ -65,7 +66,8 @@ class RayField:
         self.model.eval()
         outputs = self.model.get_outputs_for_camera(camera.to(self.model.device))
         self.model.train()
-        return outputs["depth"][..., 0].cpu() if "depth" in outputs else None
+        depth = finest_output(outputs, "depth")
+        return None if depth is None else depth[..., 0].cpu()
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """The model's parameter groups without the camera poses."""

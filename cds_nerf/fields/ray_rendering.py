@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,7 +56,7 @@ def render_rays(
     is that of one chunk, whatever the image's size.
 
     Args:
-        model: any ray-based nerfstudio model whose outputs have "rgb".
+        model: any ray-based nerfstudio model whose outputs have "rgb" or "rgb_fine".
         rays: [height, width], with camera indices.
         rays_per_chunk: upper bound; chunks are of equal size, give or take one ray.
         checkpointing: False keeps every activation, for comparison.
@@ -64,7 +65,7 @@ def render_rays(
         The image, and the model's own ray regularisers (see `ray_regularisers`), averaged over all rays.
 
     Raises:
-        UserError: if the model's outputs have no "rgb".
+        UserError: if the model's outputs have neither.
     """
     height, width = rays.shape
     rays = rays.flatten()
@@ -72,13 +73,14 @@ def render_rays(
     def render_chunk(start: int, end: int) -> tuple[Tensor, dict[str, Tensor]]:
         # The model writes into the rays that it gets (near and far planes, pose corrections): a fresh slice each time.
         outputs = model(rays[start:end].to(model.device))
-        if "rgb" not in outputs:
+        color = finest_output(outputs, "rgb")
+        if color is None:
             raise UserError(
                 f"the source's {type(model).__name__} renders {', '.join(outputs)} but no rgb, which cds edits: "
                 "use a field of another method, such as nerfacto or cds-source"
             )
         share = (end - start) / len(rays)
-        return outputs["rgb"], {name: share * loss for name, loss in ray_regularisers(model, outputs).items()}
+        return color, {name: share * loss for name, loss in ray_regularisers(model, outputs).items()}
 
     chunks = -(-len(rays) // rays_per_chunk)
     bounds = [len(rays) * chunk // chunks for chunk in range(chunks + 1)]
@@ -94,18 +96,31 @@ def render_rays(
     return image, {name: torch.stack([losses[name] for losses in regularisers]).sum() for name in regularisers[0]}
 
 
+def finest_output(outputs: dict[str, Tensor], name: str) -> Tensor | None:
+    """What a model renders under a name such as "rgb": by its fine pass where it has two, as NeRF and mip-NeRF do."""
+    return outputs.get(name, outputs.get(f"{name}_fine"))
+
+
 def ray_regularisers(model: Model, outputs: dict) -> dict[str, Float[Tensor, ""]]:
-    """The nerfacto family's losses on ray weights alone, with the model's own multipliers; none for other models.
+    """The losses of models that need no photograph, with the model's own multipliers; none for other models.
 
     The interlevel loss keeps the proposal networks with the field (mip-NeRF 360, arXiv 2111.12077, equation 13), the
-    distortion loss keeps the density compact (equation 15).
+    distortion loss keeps the density compact (equation 15). The coarse pass of NeRF, which places the samples of the
+    fine one, is held to what that renders (arXiv 2003.08934, equation 6, where both are held to the photograph). The
+    eikonal loss keeps a distance a distance (NeuS, arXiv 2106.10689, equation 15).
     """
-    if "weights_list" not in outputs:
-        return {}
-    weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
+    config: Any = getattr(model, "config", None)
     losses = {}
-    if hasattr(model.config, "interlevel_loss_mult"):
-        losses["interlevel_loss"] = model.config.interlevel_loss_mult * interlevel_loss(weights, samples)
-    if hasattr(model.config, "distortion_loss_mult"):
-        losses["distortion_loss"] = model.config.distortion_loss_mult * distortion_loss(weights, samples)
+    if "weights_list" in outputs:
+        weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
+        if hasattr(config, "interlevel_loss_mult"):
+            losses["interlevel_loss"] = config.interlevel_loss_mult * interlevel_loss(weights, samples)
+        if hasattr(config, "distortion_loss_mult"):
+            losses["distortion_loss"] = config.distortion_loss_mult * distortion_loss(weights, samples)
+    if "rgb_coarse" in outputs and "rgb_fine" in outputs:
+        difference = outputs["rgb_coarse"] - outputs["rgb_fine"].detach()
+        losses["coarse_loss"] = config.loss_coefficients["rgb_loss_coarse"] * difference.square().mean()
+    if "eik_grad" in outputs:
+        stretch = outputs["eik_grad"].norm(dim=-1) - 1
+        losses["eikonal_loss"] = config.eikonal_loss_mult * stretch.square().mean()
     return losses

@@ -31,6 +31,7 @@ def open_run(run: Path, data: Path | None = None) -> CDSPipeline:
         UserError: if the run, its checkpoint or its data cannot be read.
     """
     found = SourceRun.find(run)
+    found.check_kind()
     config: Any = found.config.pipeline
     if not isinstance(config, CDSPipelineConfig):
         leave_points_out(config.datamanager.dataparser)

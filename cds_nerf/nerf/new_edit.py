@@ -11,6 +11,7 @@ from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.datamanager import settings_like
 from cds_nerf.nerf.pipeline import PROMPT_FLAGS
 from cds_nerf.nerf.settings_check import check_values
+from cds_nerf.nerf.source_check import check_renders
 from cds_nerf.nerf.source_run import SourceRun
 from cds_nerf.nerf.typed_settings import PARSER, as_typed, is_within
 from cds_nerf.typed_options import as_flag, set_value_at, value_at
@@ -27,12 +28,14 @@ def settle_new_edit(config: EditConfig) -> None:
     """
     check_values(config)
     check_prompts(config.pipeline.source_prompt, config.pipeline.target_prompt, PROMPT_FLAGS)
-    _take_source_run(config, _find_source_run(config))
+    source = _find_source_run(config)
+    _take_source_run(config, source)
     if (config.get_base_dir() / "config.yml").exists():
         raise UserError(
             f"{config.get_base_dir()} holds a run already: choose another --timestamp, "
             f"or continue it with --pipeline.resume-from {config.get_base_dir()}"
         )
+    check_renders(config, source)
 
 
 def _find_source_run(config: EditConfig) -> SourceRun:

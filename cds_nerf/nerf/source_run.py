@@ -16,8 +16,11 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.base_surface_model import SurfaceModelConfig
+from nerfstudio.models.instant_ngp import InstantNGPModelConfig
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from cds_nerf.errors import UserError, first_line
@@ -32,6 +35,7 @@ POSES = "_model.camera_optimizer.pose_adjustment"
 """The name of the optimised poses in a checkpoint."""
 OLD_POSES = "datamanager.train_camera_optimizer.pose_adjustment"
 """Their name in checkpoints of versions before 1.0."""
+ELSEWHERE = "edit it where it was trained, or use a field of another method, such as nerfacto or cds-source"
 WAY_OUT = "was the run made by a plugin that is not installed here, or by another nerfstudio?"
 
 
@@ -90,17 +94,27 @@ class SourceRun:
         return isinstance(self.config.pipeline.datamanager, FullImageDatamanagerConfig)
 
     def check_kind(self) -> None:
-        """Check that what the run has trained is of a kind that can be edited, as far as its settings tell.
+        """Check that what the run has trained is of a kind that can be edited here, as far as its settings tell.
 
         Raises:
-            UserError: if it trains on whole images, and is not splatfacto.
+            UserError: if it trains on whole images and is not splatfacto, or on none, or needs what is not here.
         """
         model: Any = self.config.pipeline.model
+        method = f"{self.directory} is a {self.config.method_name} run"
         if self.trains_on_images and type(model) is not SplatfactoModelConfig:
             raise UserError(
-                f"{self.directory} is a {self.config.method_name} run, whose {type(model).__name__} cds "
-                "cannot edit: it edits ray-based fields, such as nerfacto's, and splatfacto's splats"
+                f"{method}, whose {type(model).__name__} cds cannot edit: it edits ray-based fields, such as "
+                "nerfacto's, and splatfacto's splats"
             )
+        if not hasattr(self.config.pipeline.datamanager, "dataparser"):
+            raise UserError(
+                f"{method}, which has no capture whose cameras an edit could look through: cds edits fields that were "
+                "trained on photographs, such as nerfacto's"
+            )
+        if isinstance(model, SurfaceModelConfig) and not TCNN_EXISTS:
+            raise UserError(f"{method}, which needs tiny-cuda-nn, and that is not installed here: {ELSEWHERE}")
+        if isinstance(model, InstantNGPModelConfig) and not torch.cuda.is_available():
+            raise UserError(f"{method}, which renders with CUDA alone, and there is none here: {ELSEWHERE}")
 
     def parameter_groups(self) -> set[str]:
         """The names of the model's parameter groups, but for the cameras' poses."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -90,6 +92,37 @@ def test_any_model_that_renders_rays_can_be_edited():
     assert image.shape == (3, 4, 8)
     assert regularisers == {}
     torch.testing.assert_close(image.permute(1, 2, 0), camera_rays(camera, 0).directions.abs())
+
+
+class TwoPasses(nn.Module):
+    """As NeRF's and mip-NeRF's models have them, with a distance's gradient as NeuS' have it."""
+
+    device = "cpu"
+    config = SimpleNamespace(loss_coefficients={"rgb_loss_coarse": 0.1}, eikonal_loss_mult=0.2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = nn.Parameter(torch.tensor(0.2)), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, rays):
+        directions = rays.directions.abs()
+        return {
+            "rgb_coarse": self.coarse * directions,
+            "rgb_fine": self.fine * directions,
+            "eik_grad": 3 * rays.directions[:, None],
+        }
+
+
+def test_fine_pass_is_edited_and_the_coarse_one_follows_it():
+    model = TwoPasses()
+    camera = Cameras(torch.eye(4)[None, :3], fx=8.0, fy=8.0, cx=4.0, cy=2.0, width=8, height=4)
+    directions = camera_rays(camera, 0).directions
+    image, regularisers = render_rays(model, camera_rays(camera, 0), 5)
+    torch.testing.assert_close(image.permute(1, 2, 0), 0.7 * directions.abs())
+    torch.testing.assert_close(regularisers["coarse_loss"], 0.1 * (0.5 * directions).square().mean())
+    torch.testing.assert_close(regularisers["eikonal_loss"], torch.tensor(0.2 * (3 - 1) ** 2))
+    regularisers["coarse_loss"].backward()
+    assert model.coarse.grad < 0 and model.fine.grad is None
 
 
 @pytest.mark.parametrize(

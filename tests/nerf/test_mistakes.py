@@ -220,6 +220,46 @@ def test_model_without_rgb_is_named(edit_config, monkeypatch):
     assert "the source's NerfactoModel renders rgb_coarse, rgb_fine but no rgb" in message
 
 
+def build_without_its_pipeline(*_: object) -> None:
+    raise KeyError("image_encoder")
+
+
+@pytest.mark.parametrize(
+    ("part", "breaks", "message"),
+    [
+        (
+            "populate_modules",
+            build_without_its_pipeline,
+            r"NerfactoModelConfig cannot be rendered here .*image_encoder",
+        ),
+        (
+            "get_outputs",
+            lambda *_: torch.ones(2) @ torch.ones(3),
+            r"NerfactoModelConfig cannot be rendered here .*size",
+        ),
+        ("get_outputs", lambda *_: {"depth": torch.zeros(1)}, r"renders depth but no rgb"),
+    ],
+)
+def test_field_that_cannot_be_edited_is_refused_before_anything_is_made(
+    edit_config, monkeypatch, part, breaks, message
+):
+    monkeypatch.setattr(NerfactoModel, part, breaks)
+    config = edit_config(pipeline__diffusion="no/such/model")
+    assert re.search(message, message_of(config))
+    assert not config.output_dir.exists()
+
+
+def test_wrong_weights_and_poses_are_told_before_anything_is_made(edit_config, capture, tmp_path):
+    config = edit_config(pipeline__model__hidden_dim=32, pipeline__diffusion="no/such/model")
+    assert "does not fit" in message_of(config)
+    transforms = json.loads((capture / "transforms.json").read_text())
+    transforms["frames"] = transforms["frames"][:4]
+    (tmp_path / "transforms.json").write_text(json.dumps(transforms))
+    config = edit_config(data=tmp_path / "transforms.json", pipeline__diffusion="no/such/model")
+    message_of(config)
+    assert not config.output_dir.exists()
+
+
 def test_resumed_edit_whose_source_is_gone_before_its_first_checkpoint_says_so(edit_config, run_copy, monkeypatch):
     config = edit_config(load_dir=run_copy)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
