@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import Any
 
 import torch
-from accelerate import cpu_offload_with_hook
+from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
+from torch import nn
 
 from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
 
@@ -46,11 +48,30 @@ def slice_vae(diffusion: LatentDiffusion) -> None:
 def offload_to_cpu(diffusion: LatentDiffusion, device: torch.device) -> None:
     """Keep on the device only the part that runs: text encoders, UNet or VAE. The result is the same.
 
-    Only for editing latents: gradients cannot flow back through a part that has been taken off the device.
+    Gradients flow back through a part only while it is there: through the UNet within a call of the guidance, and
+    through the VAE where `encode` is called under `torch.utils.checkpoint`, whose backward pass runs it once more.
     """
-    names = ("text_encoder", "text_encoder_2", "unet", "vae")
-    parts = [part for part in (getattr(diffusion, name) for name in names) if part is not None]
-    hooks = [cpu_offload_with_hook(part, device)[1] for part in parts]
-    for hook, following in pairwise([*hooks, hooks[0]]):  # a ring: whichever comes next sends the one before away
-        following.hook.prev_module_hook = hook
+    for part in _parts(diffusion):
+        part.to("cpu")
+        add_hook_to_module(part, _RunsAlone(diffusion, device))
     diffusion.alphas_cumprod = diffusion.alphas_cumprod.to(device)
+
+
+def _parts(diffusion: LatentDiffusion) -> list[nn.Module]:
+    names = ("text_encoder", "text_encoder_2", "unet", "vae")
+    return [part for part in (getattr(diffusion, name) for name in names) if part is not None]
+
+
+class _RunsAlone(ModelHook):
+    """Brings a part of a model to the device before it runs, after it has sent the others away."""
+
+    def __init__(self, diffusion: LatentDiffusion, device: torch.device) -> None:
+        self.diffusion = diffusion
+        self.execution_device = device
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        for part in _parts(self.diffusion):
+            if part is not module:
+                part.to("cpu")
+        module.to(self.execution_device)
+        return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)

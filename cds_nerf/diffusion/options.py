@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cds_nerf.diffusion.model_name import DEFAULT_MODEL
+from cds_nerf.diffusion.model_name import DEFAULT_MODEL, model_location
 from cds_nerf.diffusion.model_settings import ModelSettings
 from cds_nerf.diffusion.prompts import NAMES, check_seen_prompts
 from cds_nerf.errors import UserError, first_line
@@ -42,8 +43,17 @@ class DiffusionOptions:
     vae_slicing: bool = False
     """Save memory: encode and decode the images of a batch one after the other; one edited alone needs it not."""
     cpu_offload: bool = False
-    """Save memory: keep on the device only the part of the model that runs. For images alone: the gradient of a scene
-    goes through parts that would have left."""
+    """Save memory: keep on the device only the part of the model that runs."""
+
+    def anchored(self) -> DiffusionOptions:
+        """The same options for a program that runs in another folder: what is here is named by its whole path."""
+        return replace(
+            self,
+            model=self.model if model_location(self.model) != self.model else _whole_path(self.model),
+            model_config=None if self.model_config is None else _whole_path(self.model_config),
+            lora=tuple(_whole_path(lora, ":") for lora in self.lora),
+            textual_inversion=tuple(_whole_path(inversion, "=") for inversion in self.textual_inversion),
+        )
 
     def load(self, default_device: str | torch.device | None = None) -> LatentDiffusion:
         """Load the model.
@@ -127,3 +137,12 @@ class DiffusionOptions:
         import torch
 
         return getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32"))
+
+def _whole_path(text: str, separator: str | None = None) -> str:
+    """A location, with what may stand behind a separator, as it is unless it is a path that exists."""
+    location, behind = text, ""
+    if separator is not None and separator in text and not Path(text).expanduser().exists():
+        location, behind = text.rsplit(separator, 1)
+        behind = separator + behind
+    path = Path(location).expanduser()
+    return f"{path.resolve()}{behind}" if path.exists() else text

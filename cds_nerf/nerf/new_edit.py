@@ -83,6 +83,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
 
     config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
     config.optimizers = _optimizers(config, source.parameter_groups())  # the poses stay as they are
+    pipeline.diffusion_model = pipeline.diffusion_model.anchored()
     pipeline.source_checkpoint = source.checkpoint
     config.load_dir = config.load_checkpoint = config.load_step = None
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from cds_nerf.diffusion import LatentDiffusion
-from cds_nerf.diffusion.model_name import DEFAULT_MODEL
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.fields.field import Field
 from cds_nerf.fields.kinds import field_of
@@ -63,9 +62,10 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """Describes the scene as it is, such as "a photo of a fox"."""
     target_prompt: str = ""
     """Describes the scene as it should become, such as "a photo of a wolf"; --prompt is the same."""
-    diffusion: str = DEFAULT_MODEL
-    """The text-to-image model: Stable Diffusion 1.x, 2.x or XL base, or a model fine-tuned from them, by hub id, as a
-    local diffusers folder or as a .safetensors checkpoint; or "shapes", the small one that comes with cds-nerf."""
+    diffusion: str | None = None
+    """The text-to-image model; short for --pipeline.diffusion-model.model."""
+    diffusion_model: DiffusionOptions = field(default_factory=DiffusionOptions)
+    """The text-to-image model."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
     region: RegionConfig = field(default_factory=RegionConfig)
@@ -77,9 +77,10 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
     Less is faster, takes less memory and shows the model less."""
     guidance_device: str | None = None
-    """Device of the diffusion model, such as cuda:1 or cpu; the field's if none is given."""
+    """Device of the diffusion model, such as cuda:1 or cpu, the field's if none is given; short for
+    --pipeline.diffusion-model.device."""
     guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """Precision of the diffusion model; float16 on a GPU and float32 on a CPU if none is given."""
+    """Precision of the diffusion model; short for --pipeline.diffusion-model.dtype."""
     draws_per_view: int = 1
     """Timesteps and noises of which each step takes the mean, for one render. More make a step steadier and slower, and
     the diffusion model takes as many times the memory."""
@@ -187,9 +188,8 @@ class CDSPipeline(VanillaPipeline):
         """
         config = self.config
         self.seed, self.steps = seed, steps
-        device = torch.device(config.guidance_device or self.device)
-        dtype = config.guidance_dtype or ("float32" if device.type == "cpu" else "float16")
-        diffusion = LatentDiffusion.from_pretrained(config.diffusion, device, getattr(torch, dtype))
+        options = config.diffusion_model
+        diffusion = options.load(default_device=self.device)
         self.guidance = CDSGuidance(config.guidance, diffusion)
         diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
         self.source_text = diffusion.encode_prompt(config.source_prompt)
@@ -200,7 +200,7 @@ class CDSPipeline(VanillaPipeline):
         resolution, multiple = config.guidance_resolution or diffusion.native_size, diffusion.image_multiple
         if resolution < multiple or resolution % multiple:
             raise UserError(
-                f"--pipeline.guidance-resolution is {resolution}; {config.diffusion} takes multiples of {multiple}, "
+                f"--pipeline.guidance-resolution is {resolution}; {options.model} takes multiples of {multiple}, "
                 f"such as {max(round(resolution / multiple), 1) * multiple}"
             )
         cameras = self.field.cameras(self.datamanager.train_dataset.cameras)

@@ -9,7 +9,7 @@ from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_run import find_data, read_run_config, run_of
-from cds_nerf.nerf.typed_settings import PARSER, as_typed, is_within, shown
+from cds_nerf.nerf.typed_settings import PARSER, as_typed, is_within, shown, write_out
 from cds_nerf.typed_options import set_value_at, value_at
 
 FREE_ON_RESUME = (
@@ -22,6 +22,11 @@ FREE_ON_RESUME = (
     "machine.device_type",
     "data",
     "pipeline.datamanager.data",
+    "pipeline.diffusion_model.device",
+    "pipeline.diffusion_model.dtype",
+    "pipeline.diffusion_model.gradient_checkpointing",
+    "pipeline.diffusion_model.vae_tiling",
+    "pipeline.diffusion_model.cpu_offload",
     "pipeline.guidance_device",
     "pipeline.guidance_dtype",
     "pipeline.rays_per_chunk",
@@ -57,6 +62,8 @@ def settle_resumed_edit(config: EditConfig) -> None:
             f"--pipeline.resume-from {directory}: nerfstudio finds a run only under SCENE/{run.method_name}/TIME, "
             f"move it into a folder named {run.method_name}"
         )
+    for short in ("pipeline.diffusion", "pipeline.guidance_device", "pipeline.guidance_dtype"):
+        write_out(run, short)  # where version 0.1.0 kept it
     free = {path for path in config.typed or () if any(is_within(path, other) for other in FREE_ON_RESUME)}
     for path in free:
         set_value_at(run, path, value_at(config, path))

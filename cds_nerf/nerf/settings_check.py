@@ -51,14 +51,14 @@ def _check_devices(config: EditConfig) -> None:
             "cds edits on one device (--machine.num-devices 1); --pipeline.guidance-device cuda:1 puts the diffusion "
             "model on a second one"
         )
-    for path in ("machine.device_type", "pipeline.guidance_device"):
-        device = value_at(config, path)
+    for flag, device in (
+        ("--machine.device-type", config.machine.device_type),
+        ("--pipeline.guidance-device", config.pipeline.diffusion_model.device),
+    ):
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch's answers to devices that it does not know or have
-            raise UserError(
-                f"{as_flag(path)} is {device}, which torch does not find here: add {as_flag(path)} cpu"
-            ) from error
+            raise UserError(f"{flag} is {device}, which torch does not find here: add {flag} cpu") from error
 
 
 def _check_numbers(config: EditConfig) -> None:

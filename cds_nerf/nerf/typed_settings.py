@@ -19,8 +19,12 @@ SHORT_FORMS = {
     "prompt": "pipeline.target_prompt",
     "data": "pipeline.datamanager.data",
     f"{PARSER}.data": "pipeline.datamanager.data",
+    "pipeline.diffusion": "pipeline.diffusion_model.model",
+    "pipeline.guidance_device": "pipeline.diffusion_model.device",
+    "pipeline.guidance_dtype": "pipeline.diffusion_model.dtype",
 }
 """Options that mean the same as others, in which they are kept."""
+USUAL_FORMS = {full: short for short, full in SHORT_FORMS.items() if not short.startswith(PARSER)}
 
 WHOLE_VIEWS = "does nothing in an edit, which renders whole views and reads no photograph"
 NO_LOSS = "does nothing in an edit: it weighs a loss against photographs"
@@ -32,6 +36,7 @@ IDLE = {
     "pipeline.datamanager.train_num_images_to_sample_from": WHOLE_VIEWS,
     "pipeline.datamanager.train_num_times_to_repeat_images": WHOLE_VIEWS,
     "pipeline.datamanager.eval_image_indices": WHOLE_VIEWS,
+    "pipeline.diffusion_model.vae_slicing": "does nothing in an edit, which encodes one view at a time",
     "pipeline.model.loss_coefficients": NO_LOSS,
     "pipeline.model.orientation_loss_mult": NO_LOSS,
     "pipeline.model.pred_normal_loss_mult": NO_LOSS,
@@ -92,14 +97,21 @@ def _write_out_short_forms(config: EditConfig) -> None:
         value, other = value_at(config, short), value_at(config, full)
         if full in typed and value != other:
             raise UserError(
-                f"{as_typed(short)} is {shown(value)} and {as_typed(full)} is {shown(other)}: "
+                f"{as_typed(short)} is {shown(value)} and {as_flag(full)} is {shown(other)}: "
                 "they mean the same, give one"
             )
-        set_value_at(config, full, value)
+        write_out(config, short)
         typed = typed - {short} | {full}
+    config.typed = sorted(typed)
+
+
+def write_out(config: EditConfig, short: str) -> None:
+    """Move the value of a short form to where it is kept, if it has one."""
+    value = value_at(config, short)
+    if value is not None:
+        set_value_at(config, SHORT_FORMS[short], value)
         if not short.startswith(PARSER):
             set_value_at(config, short, None)
-    config.typed = sorted(typed)
 
 
 def _refuse_idle(config: EditConfig) -> None:
@@ -124,10 +136,10 @@ def is_within(path: str, other: str) -> bool:
 
 
 def as_typed(path: str) -> str:
-    """A field's option, as ns-train takes it."""
+    """A field's option, as ns-train takes it, in its usual form."""
     if path.startswith(f"{PARSER}."):
         return f"{as_flag(path.removeprefix(f'{PARSER}.'))} of the data parser"
-    return as_flag(path)
+    return as_flag(USUAL_FORMS.get(path, path))
 
 
 def shown(value: Any) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.files import PARTIAL, whole_file
 from cds_nerf.image.naming import slug
@@ -59,6 +58,7 @@ MANAGED = {
     "pipeline.source-prompt": "source_prompt",
     "pipeline.target-prompt": "target_prompt",
     "pipeline.diffusion": "diffusion",
+    "pipeline.diffusion-model.model": "diffusion",
     "pipeline.resume-from": "output",
     "pipeline.source-checkpoint": "source_run",
 }
@@ -338,8 +338,9 @@ def _check_edit(edit: Stage) -> None:
     config = cast(EditConfig, parse(command_line("cds", edit.options)))
     check_values(config)
     pipeline = config.pipeline
-    diffusion = DiffusionOptions(pipeline.diffusion, device=pipeline.guidance_device, dtype=pipeline.guidance_dtype)
-    diffusion.check(pipeline.source_prompt, config.prompt or "", default_device=config.machine.device_type)
+    pipeline.diffusion_model.check(
+        pipeline.source_prompt, pipeline.target_prompt, default_device=config.machine.device_type
+    )
 
 
 def _has_transforms(capture: Path | None) -> bool:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from tiny_stable_diffusion import make_pipeline
 from tiny_stable_diffusion_xl import make_xl_pipeline
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion, edit_image
 from cds_nerf.diffusion.memory import checkpoint_gradients, offload_to_cpu, slice_vae, tile_vae
@@ -89,12 +92,53 @@ def test_gradient_checkpointing_keeps_less_for_a_gradient_through_the_vae() -> N
     assert saved_bytes(lambda: gradient(saving)) < 0.6 * saved_bytes(lambda: gradient(plain))
 
 
-def test_offloading_sends_each_part_away_when_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[LatentDiffusion], set[str]]:
+    """The names of the parts that are on the device: here it is the CPU as well, but called otherwise."""
+    there: dict[int, bool] = {}
+    to = torch.nn.Module.to
+
+    def spy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        there[id(module)] = args[0] == torch.device("cpu", 0)
+        return to(module, *args, **kwargs)
+
+    for kind in (torch.nn.Module, ModelMixin, PreTrainedModel):
+        monkeypatch.setattr(kind, "to", spy)
+    names = ("text_encoder", "text_encoder_2", "unet", "vae")
+    return lambda diffusion: {name for name in names if there.get(id(getattr(diffusion, name)))}
+
+
+def test_offloading_leaves_the_part_that_runs_alone_on_the_device(on_device) -> None:
     diffusion = make_diffusion("SDXL")
-    offload_to_cpu(diffusion, torch.device("cpu"))
-    parts = [diffusion.text_encoder, diffusion.text_encoder_2, diffusion.unet, diffusion.vae]
-    before = {id(part): part._hf_hook.prev_module_hook.model for part in parts}
-    assert [before[id(part)] for part in parts] == [parts[-1], *parts[:-1]]
+    offload_to_cpu(diffusion, torch.device("cpu", 0))
+    assert on_device(diffusion) == set()
+    text = diffusion.encode_prompt("a cat")
+    assert on_device(diffusion) == {"text_encoder_2"}
+    latents = diffusion.encode(image(1, 3, 32, 32))
+    assert on_device(diffusion) == {"vae"}
+    CDSGuidance(CDSGuidanceConfig(), diffusion)(latents, latents, text, text, torch.tensor([500]))
+    assert on_device(diffusion) == {"unet"}
+    diffusion.decode(latents)
+    assert on_device(diffusion) == {"vae"}
+
+
+def test_gradients_reach_an_image_through_an_offloaded_vae_that_is_encoded_under_checkpoint(on_device) -> None:
+    def gradient(diffusion: LatentDiffusion, seen: list[set[str]]) -> Tensor:
+        texts = [diffusion.encode_prompt(prompt) for prompt in ("a cat", "a pig")]
+        assert diffusion.vae is not None
+        diffusion.vae.encoder.conv_in.register_full_backward_hook(lambda *_: seen.append(on_device(diffusion)))
+        pixels = image(1, 3, 32, 32).requires_grad_()
+        latents = checkpoint(diffusion.encode, pixels, use_reentrant=False)
+        CDSGuidance(CDSGuidanceConfig(), diffusion)(
+            latents.detach() * 0, latents, *texts, torch.tensor([500]), torch.ones_like(latents)
+        ).loss.backward()
+        assert pixels.grad is not None
+        return pixels.grad
+
+    offloaded, seen = make_diffusion(), []
+    offload_to_cpu(offloaded, torch.device("cpu", 0))
+    torch.testing.assert_close(gradient(offloaded, seen), gradient(make_diffusion(), []))
+    assert seen == [{"vae"}]
 
 
 def test_an_offloaded_model_s_device_is_where_it_runs() -> None:

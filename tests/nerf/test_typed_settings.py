@@ -15,9 +15,11 @@ import yaml
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, method_configs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.scripts import train
+from nerfstudio.utils.eval_utils import eval_setup
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT, fresh, load_checkpoint, run, train_source
 from test_edit import assert_equal_states, interrupt_at
 
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.method import cds_source
 from cds_nerf.nerf.trainer import CDSTrainerConfig
@@ -250,7 +252,7 @@ def test_resumed_edit_has_its_own_settings_in_everything(started):
         ("--logging.steps-per-log 1", "logging.steps_per_log", 1),
         ("--viewer.quit-on-train-completion False", "viewer.quit_on_train_completion", False),
         ("--max-num-iterations 1000", "max_num_iterations", 1000),
-        ("--pipeline.guidance-dtype bfloat16", "pipeline.guidance_dtype", "bfloat16"),
+        ("--pipeline.guidance-dtype bfloat16", "pipeline.diffusion_model.dtype", "bfloat16"),
     ],
 )
 def test_what_may_change_on_resume_is_changed_where_it_was_typed(started, typed, path, value):
@@ -265,7 +267,7 @@ def test_what_may_change_on_resume_is_changed_where_it_was_typed(started, typed,
     ("typed", "message"),
     [
         ("--pipeline.guidance.w-cut 3.0", r"--pipeline\.guidance\.w-cut is 3\.0, but .* has 15\.0, which stays"),
-        ("--prompt", r"--pipeline\.target-prompt is 'a bear', but .* 'a photo of a wolf'"),
+        ("--prompt", r"--prompt is 'a bear', but .* 'a photo of a wolf'"),
         ("--timestamp other", r"--timestamp is 'other', but .* 'started'"),
         ("blender-data", r"--pipeline\.datamanager\.dataparser is Blender"),
         ("nerfstudio-data --scale-factor 2", r"--scale-factor of the data parser is 2\.0, but .* has 1\.0"),
@@ -293,6 +295,35 @@ def test_device_that_is_gone_is_named_with_the_flag(started, monkeypatch):
     assert re.search(r"--machine\.device-type is cuda, .* add --machine\.device-type cpu", message)
     resumed = settled("cds", "--pipeline.resume-from", str(started), "--machine.device-type", "cpu")
     assert resumed.machine.device_type == "cpu" and resumed.vis == "tensorboard"
+
+
+def test_edit_of_version_0_1_0_goes_on_and_is_opened(edit_config, source_run, capture, diffusion_folder, monkeypatch):
+    settings = {"pipeline__guidance__w_cut": 15.0, "pipeline__rays_per_chunk": 100, "steps_per_save": 1}
+    whole = edit_config(timestamp="whole", **settings)
+    run(whole)
+    config = edit_config(timestamp="old", **settings)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(patch, 2)
+        run(config)
+    folder = config.get_base_dir()
+    old = (Path(__file__).parent / "config_of_version_0_1_0.yml").read_text()
+    for name, value in {
+        "SOURCE_CHECKPOINT": next((source_run / "nerfstudio_models").iterdir()),
+        "DATA": capture,
+        "OUTPUTS": config.output_dir,
+        "DIFFUSION": diffusion_folder,
+        "unnamed": config.experiment_name,
+    }.items():
+        old = old.replace(name, str(value))
+    (folder / "config.yml").write_text(old)
+    opened, pipeline, _, _ = eval_setup(folder / "config.yml", test_mode="inference")
+    assert isinstance(opened, CDSTrainerConfig) and pipeline.config.diffusion_model == DiffusionOptions()
+    print(opened)  # as ns-train does
+    run(edit_config(pipeline__resume_from=folder))
+    assert_equal_states(load_checkpoint(folder)["pipeline"], load_checkpoint(whole.get_base_dir())["pipeline"])
+    written = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    assert written.pipeline.diffusion_model.model == str(diffusion_folder)
+    run(edit_config(pipeline__resume_from=folder, max_num_iterations=4))
 
 
 def test_python_settings_that_differ_from_the_defaults_count_as_typed(source_run, diffusion_folder, tmp_path):
