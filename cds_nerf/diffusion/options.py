@@ -138,6 +138,7 @@ class DiffusionOptions:
 
         return getattr(torch, self.dtype or ("float16" if device.type == "cuda" else "float32"))
 
+
 def _whole_path(text: str, separator: str | None = None) -> str:
     """A location, with what may stand behind a separator, as it is unless it is a path that exists."""
     location, behind = text, ""
