@@ -78,7 +78,7 @@ class ModelSettings:
             if key not in allowed:
                 raise UserError(f"{where}: {way_out(key, allowed)}")
             value = tuple(value) if isinstance(value, list) else value
-            if not _is_like(value, default := getattr(settings, key)):
+            if not is_like(value, default := getattr(settings, key)):
                 raise UserError(f"{where} {value!r}: it must be like {default!r}")
             taken[key] = value
         try:
@@ -97,7 +97,7 @@ class ModelSettings:
         return {key.replace("-", "_"): value for key, value in (guidance | dict(self.scene)).items()}
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def is_like(value: Any, default: Any) -> bool:
     """Whether a value of a file is of the type of a field's default."""
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from cds_nerf.diffusion.model_settings import is_like
 from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
@@ -15,6 +18,16 @@ from cds_nerf.nerf.source_check import check_renders
 from cds_nerf.nerf.source_run import SourceRun
 from cds_nerf.nerf.typed_settings import PARSER, as_typed, is_within
 from cds_nerf.typed_options import as_flag, set_value_at, value_at
+
+OF_MODEL = (
+    "max_num_iterations",
+    "optimizers",
+    "pipeline.guidance",
+    "pipeline.guidance_resolution",
+    "pipeline.w_keep",
+    "pipeline.draws_per_view",
+)
+"""What a diffusion model can say of an edit."""
 
 
 def settle_new_edit(config: EditConfig) -> None:
@@ -27,7 +40,8 @@ def settle_new_edit(config: EditConfig) -> None:
         UserError: if a value is missing, contradicts another, or names something that is not there.
     """
     check_values(config)
-    check_prompts(config.pipeline.source_prompt, config.pipeline.target_prompt, PROMPT_FLAGS)
+    pipeline = config.pipeline
+    check_prompts(pipeline.source_prompt, pipeline.target_prompt, PROMPT_FLAGS)
     source = _find_source_run(config)
     _take_source_run(config, source)
     if (config.get_base_dir() / "config.yml").exists():
@@ -36,6 +50,15 @@ def settle_new_edit(config: EditConfig) -> None:
             f"or continue it with --pipeline.resume-from {config.get_base_dir()}"
         )
     check_renders(config, source)
+    groups = source.parameter_groups()
+    _check_groups(config, groups)
+    pipeline.diffusion_model = pipeline.diffusion_model.anchored()
+    pipeline.diffusion_model.check(
+        pipeline.source_prompt, pipeline.target_prompt, PROMPT_FLAGS, default_device=config.machine.device_type
+    )
+    _take_model_settings(config)
+    config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
+    config.optimizers = _optimizers(config, groups)
 
 
 def _find_source_run(config: EditConfig) -> SourceRun:
@@ -81,9 +104,6 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     config.data = pipeline.datamanager.data = data
     pipeline.datamanager = settings_like(pipeline.datamanager, source_pipeline.datamanager)  # type: ignore[assignment]
 
-    config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
-    config.optimizers = _optimizers(config, source.parameter_groups())  # the poses stay as they are
-    pipeline.diffusion_model = pipeline.diffusion_model.anchored()
     pipeline.source_checkpoint = source.checkpoint
     config.load_dir = config.load_checkpoint = config.load_step = None
 
@@ -100,26 +120,63 @@ def _with_typed_values(base: Any, config: EditConfig, block: str) -> Any:
     return settled
 
 
+def _check_groups(config: EditConfig, groups: set[str]) -> None:
+    """Refuse what was typed of parameter groups that the source does not have."""
+    used = {_like(group, config) for group in groups}
+    for path in config.typed or ():
+        if is_within(path, "optimizers") and not any(is_within(path, f"optimizers.{group}") for group in used):
+            raise UserError(f"{as_flag(path)}: the source has no such group, but {', '.join(sorted(groups))}")
+    if unknown := sorted(set(config.gradient_accumulation_steps) - groups):
+        raise UserError(
+            f"--gradient-accumulation-steps has {unknown[0]}; the source's groups are {', '.join(sorted(groups))}"
+        )
+
+
+def _take_model_settings(config: EditConfig) -> None:
+    """The settings that the diffusion model carries, where nothing was typed."""
+    model = config.pipeline.diffusion_model.settings(config.machine.device_type)
+    taken = {}
+    for path, value in model.for_scene(config.pipeline.guidance.score).items():
+        where = f"the model's settings {model.file} have {path.replace('_', '-')}"
+        if not any(is_within(path, own) for own in OF_MODEL):
+            raise UserError(f"{where}: of a scene a model can set {', '.join(OF_MODEL).replace('_', '-')} alone")
+        try:
+            default = value_at(config, path)
+        except LookupError as error:
+            raise UserError(f"{where}, which is no setting of an edit") from error
+        value = tuple(value) if isinstance(value, list) else value
+        if default is not None and not is_like(value, default):
+            raise UserError(f"{where} {value!r}: it must be like {default!r}")
+        if not any(is_within(path, typed) for typed in config.typed or ()):
+            set_value_at(config, path, value)
+            taken[path] = value
+    if taken:
+        try:
+            check_values(config)
+        except UserError as error:
+            raise UserError(f"the model's settings {model.file}: {error}") from error
+        CONSOLE.print(
+            "settings of the model: " + ", ".join(f"{path.replace('_', '-')} {value}" for path, value in taken.items())
+        )
+
+
+def _like(group: str, config: EditConfig) -> str:
+    """The group of the configuration whose optimizer a group of the source gets."""
+    return group if group in config.optimizers else "fields"
+
+
 def _optimizers(config: EditConfig, groups: set[str]) -> dict[str, Any]:
     """An optimizer for each of the source's groups: the typed one, or as the fields' is."""
-    typed = [path for path in config.typed or () if is_within(path, "optimizers")]
     optimizers = {}
     for group in sorted(groups):
-        like = group if group in config.optimizers else "fields"
+        like = _like(group, config)
         optimizers[group] = deepcopy(config.optimizers[like])
         scheduler = optimizers[group]["scheduler"]
-        if f"optimizers.{like}.scheduler.max_steps" not in typed:
+        if f"optimizers.{like}.scheduler.max_steps" not in (config.typed or ()):
             scheduler.max_steps = config.max_num_iterations
         if scheduler.warmup_steps >= scheduler.max_steps:
             raise UserError(
                 f"{as_flag(f'optimizers.{like}.scheduler.warmup_steps')} is {scheduler.warmup_steps}; "
                 f"it must be less than the {scheduler.max_steps} steps in which the rate decays"
             )
-        typed = [path for path in typed if not is_within(path, f"optimizers.{like}")]
-    if typed:
-        raise UserError(f"{as_flag(typed[0])}: the source has no such group, but {', '.join(sorted(groups))}")
-    if unknown := sorted(set(config.gradient_accumulation_steps) - groups):
-        raise UserError(
-            f"--gradient-accumulation-steps has {unknown[0]}; the source's groups are {', '.join(sorted(groups))}"
-        )
     return optimizers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +125,84 @@ def test_what_does_nothing_in_a_scene_is_refused(edit_config):
 
 @pytest.mark.parametrize(
     ("short", "full", "value"),
-    [("diffusion", "model", "other"), ("guidance_device", "device", "cpu"), ("guidance_dtype", "dtype", "bfloat16")],
+    [("diffusion", "model", None), ("guidance_device", "device", "cpu"), ("guidance_dtype", "dtype", "bfloat16")],
 )
-def test_short_forms_mean_the_same(edit_config, short, full, value):
-    config = edit_config(**{"pipeline__diffusion": None, f"pipeline__{short}": value})
+def test_short_forms_mean_the_same(edit_config, diffusion_folder, short, full, value):
+    value = value or str(diffusion_folder)
+    config = edit_config(**{f"pipeline__{short}": value})
     config.set_timestamp()
     assert getattr(config.pipeline.diffusion_model, full) == value and getattr(config.pipeline, short) is None
     both = {f"pipeline__{short}": value, f"pipeline__diffusion_model__{full}": value}
     edit_config(**both).set_timestamp()
-    with pytest.raises(
-        UserError, match=rf"--pipeline\.{short.replace('_', '-')} is '{value}' and --pipeline\.diff.* they"
-    ):
+    message = (
+        rf"--pipeline\.{short.replace('_', '-')} is '{value}' and --pipeline\.diffusion-model.* they mean the same"
+    )
+    with pytest.raises(UserError, match=message):
         edit_config(**(both | {f"pipeline__diffusion_model__{full}": "cuda"})).set_timestamp()
+
+
+@pytest.fixture
+def carrying(diffusion_folder, tmp_path) -> Any:
+    """A model's folder that carries settings."""
+
+    def make(**content: Any) -> str:
+        folder = shutil.copytree(diffusion_folder, tmp_path / "carrying", dirs_exist_ok=True)
+        (folder / "cds_nerf.json").write_text(json.dumps(content))
+        return str(folder)
+
+    return make
+
+
+def test_settings_of_the_model_are_taken_where_nothing_was_typed_and_told(edit_config, carrying, capsys):
+    model = carrying(
+        guidance={"cds": {"guidance_scale": 3, "w_cut": 15.0}, "dds": {"guidance_scale": 5.0}},
+        scene={
+            "pipeline.w-keep": 2.5,
+            "pipeline.guidance-resolution": 32,
+            "max-num-iterations": 40,
+            "optimizers.fields.optimizer.lr": 0.01,
+            "optimizers.means.optimizer.lr": 0.3,
+        },
+    )
+    typed = {"pipeline__diffusion": model, "max_num_iterations": None, "pipeline__guidance__w_cut": 3.0}
+    config = edit_config(**typed)
+    config.set_timestamp()
+    pipeline = config.pipeline
+    assert (pipeline.guidance.guidance_scale, pipeline.guidance.w_cut, pipeline.w_keep) == (3, 3.0, 2.5)
+    assert pipeline.guidance_resolution == 16 and config.max_num_iterations == 40
+    assert config.optimizers["fields"]["optimizer"].lr == 0.01 and "means" not in config.optimizers
+    assert config.optimizers["fields"]["scheduler"].max_steps == 40
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "settings of the model: pipeline.guidance.guidance-scale 3, pipeline.w-keep 2.5, max-num-iterations 40" in told
+    )
+    other = edit_config(**typed, pipeline__guidance__score="dds")
+    other.set_timestamp()
+    assert other.pipeline.guidance.guidance_scale == 5
+
+
+def test_resumed_edit_asks_no_model_for_settings(edit_config, carrying):
+    config = edit_config(pipeline__diffusion=carrying())
+    run(config)
+    carrying(scene={"pipeline.w-keep": 2.5})
+    resumed = edit_config(pipeline__resume_from=config.get_base_dir())
+    resumed.set_timestamp()
+    assert resumed.pipeline.w_keep == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"scene": {"output-dir": "x"}}, r"have output-dir: of a scene a model can set max-num-iterations, "),
+        ({"scene": {"pipeline.diffusion-model.model": "x"}}, r"have pipeline\.diffusion-model\.model: of a scene"),
+        ({"scene": {"pipeline.w-keep": "a lot"}}, r"have pipeline\.w-keep 'a lot': it must be like 1\.0"),
+        ({"scene": {"pipeline.w-keep": -1}}, r"cds_nerf\.json: --pipeline\.w-keep is -1"),
+        ({"guidance": {"cds": {"w_cat": 1}}}, r"have pipeline\.guidance\.w-cat, which is no setting"),
+    ],
+)
+def test_settings_of_the_model_that_cannot_be_are_named(edit_config, carrying, content, message):
+    with pytest.raises(UserError, match=rf"the model's settings .*{message}"):
+        edit_config(pipeline__diffusion=carrying(**content)).set_timestamp()
 
 
 def test_resumed_edit_finds_what_it_was_made_with_from_another_folder(

@@ -330,6 +330,7 @@ def test_python_settings_that_differ_from_the_defaults_count_as_typed(source_run
     config = CDSTrainerConfig()
     config.load_dir, config.output_dir, config.prompt = source_run, tmp_path, TARGET_PROMPT
     config.pipeline.source_prompt, config.pipeline.model.far_plane = SOURCE_PROMPT, 77.0
+    config.pipeline.diffusion = str(diffusion_folder)
     config.set_timestamp()
     assert config.pipeline.model.far_plane == 77 and config.pipeline.model.num_levels == 4
     assert config.pipeline.target_prompt == TARGET_PROMPT
