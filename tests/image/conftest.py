@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from image_command import noise
 from tiny_stable_diffusion import make_pipeline
+
+from cds_nerf import LatentDiffusion
+from cds_nerf.diffusion.options import DiffusionOptions
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +16,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     make_pipeline().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def loaded_model(model: str) -> LatentDiffusion:
+    return LatentDiffusion.from_pretrained(model, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def loaded_once(loaded_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command finds its model in memory."""
+    monkeypatch.setattr(DiffusionOptions, "load", lambda options: loaded_model)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Whatever is wrong with one image or with the program, the other images are edited and no traceback is shown."""
 
 import os
-import subprocess
-import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +78,7 @@ def test_a_model_that_fails_to_load_is_told_once(
     assert told(capsys) == [f"cds-nerf: OSError: the disk is on fire ({TRACEBACK}=1 before the command shows where)"]
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_images_of_all_kinds_in_a_folder_are_edited_or_told(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +102,7 @@ def test_images_of_all_kinds_in_a_folder_are_edited_or_told(
     ]
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_folders_in_a_folder_are_told_but_the_output_s(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_folders_in_a_folder_are_told_but_the_output_s(
     )
 
 
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,26 +176,27 @@ def test_an_empty_argument_is_refused(
     assert files(".") == before
 
 
-def test_a_log_file_gets_one_line_for_each_edit(model: str, photos: Path) -> None:
-    words = ["image", "photos/cat.png", "--model", model, "--device", "cpu", "--steps", "30", "--resolution", "32"]
-    with open("log", "w") as log:
-        command = [sys.executable, "-m", "cds_nerf.cli", *words, *PROMPTS]
-        subprocess.run(command, stdout=log, stderr=log, check=True)
-    lines = Path("log").read_text().splitlines()
-    assert len([line for line in lines if "a pig: " in line]) == 1
-    assert any(line.startswith("a pig: 30/30 (100 %)") and "dds=" in line for line in lines)
+@pytest.mark.usefixtures("loaded_once")
+def test_a_log_file_gets_one_line_for_each_edit(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert image_command(model, "photos/cat.png", "--steps", "30") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a pig: 30/30 (100 %), ")
+    assert "dds=" in line
 
 
-def test_names_that_the_terminal_cannot_show_stop_nothing(model: str, photos: Path) -> None:
+@pytest.mark.usefixtures("loaded_once")
+def test_names_that_the_terminal_cannot_show_stop_nothing(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [os.fsdecode(b"caf\xe9.png"), "猫.png"]
     for index, name in enumerate(names):
         noise(seed=index).save(name)
-    Path(os.fsdecode(b"broken\xe9.png")).write_text("no image")
-    words = ["image", *names, os.fsdecode(b"broken\xe9.png"), "--model", model, "--device", "cpu", "--steps", "1"]
-    command = [sys.executable, "-m", "cds_nerf.cli", *words, "--resolution", "32", *PROMPTS]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    ended = subprocess.run(command, capture_output=True, env=environment)
-    assert ended.returncode == 1
+    broken = os.fsdecode(b"broken\xe9.png")
+    Path(broken).write_text("no image")
+    output, errors = BytesIO(), BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(output, "ascii", write_through=True))
+    monkeypatch.setattr("sys.stderr", TextIOWrapper(errors, "ascii", write_through=True))
+    assert image_command(model, *names, broken) == 1
     assert files("edited") == ["caf-a-pig.png", "猫-a-pig.png"]
-    assert b"wrote edited/\\u732b-a-pig.png" in ended.stdout
-    assert b"cds-nerf: broken\\udce9.png is not a PNG, JPEG or WebP image" in ended.stderr
+    assert b"wrote edited/\\u732b-a-pig.png" in output.getvalue()
+    assert b"cds-nerf: broken\\udce9.png is not a PNG, JPEG or WebP image" in errors.getvalue()

@@ -3,17 +3,13 @@
 import json
 import os
 import shutil
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from image_command import files, image_command, noise, raising, told
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cds_nerf import LatentDiffusion
-from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.files import whole_file
 from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
@@ -23,15 +19,7 @@ CAT = "photos/cat.png"
 SIDES = ("--pair", "--strip", "--plot", "--latents")
 
 
-@pytest.fixture(autouse=True)
-def load_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is in memory already: what is told here is told before or after it is used."""
-    monkeypatch.setattr(DiffusionOptions, "load", lambda options: loaded(model))
-
-
-@cache
-def loaded(model: str) -> LatentDiffusion:
-    return LatentDiffusion.from_pretrained(model, device="cpu", dtype=torch.float32)
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def content(folder: str | Path = "edited") -> dict[str, tuple[int, bytes]]:
