@@ -27,7 +27,7 @@ KINDS = ("auto", "text", "masks", "box", "none")
 """What a region may be made of."""
 SAMPLE_SIZES = (10, 16, 32)
 """How many views have a say in what is gathered: the first ten before the first step, more as they are drawn."""
-RAMP = (0.6, 0.8)
+RAMP = (0.65, 0.85)
 """Fractions of the greatest agreement of the views between which a region rises from 0 to 1."""
 PEAK_QUANTILE = 0.99
 """Of what the views agree on: what counts as the greatest."""
