@@ -13,11 +13,12 @@ from typing import Any
 import tyro
 
 import cds_nerf
-from cds_nerf.errors import UserError, in_one_line, print_advice_alone
+from cds_nerf.errors import Interrupted, Terminated, UserError, in_one_line, print_advice_alone
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
 from cds_nerf.report.command import EvaluateEdits
 from cds_nerf.shapes.command import MakeScene, RunDemo
+from cds_nerf.termination import on_sigterm
 from cds_nerf.typed_options import typed_options
 
 COMMANDS: dict[str, Any] = {
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; by default the process's.
 
     Returns:
-        The exit status: 1 after a mistake or failure, which is told in one line, and 130 after Ctrl-C.
+        The exit status: 1 after a mistake or failure, which is told in one line, 130 after Ctrl-C and 143 after
+        SIGTERM.
 
     Raises:
         Exception: what is no mistake of the user, where the environment variable `TRACEBACK` is set.
@@ -58,8 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of names and prompts that the terminal cannot show
     try:
-        _check_no_word_is_empty(arguments)
-        return _parse(arguments).run()
+        with on_sigterm(_terminate):
+            _check_no_word_is_empty(arguments)
+            return _parse(arguments).run()
+    except Interrupted as error:
+        print(f"cds-nerf: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("cds-nerf: interrupted", file=sys.stderr)
         return 130
@@ -81,6 +87,10 @@ def _check_no_word_is_empty(words: Sequence[str]) -> None:
             word = value if equals else option
         if not word.strip() and not option.endswith("prompt"):
             raise UserError(f"an argument is empty{f', behind {option}' if option else ''}: is a variable not set?")
+
+
+def _terminate() -> None:
+    raise Terminated("terminated")
 
 
 def _parse(arguments: Sequence[str]) -> Any:

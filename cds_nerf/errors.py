@@ -26,6 +26,15 @@ class Interrupted(BaseException):
     It is no KeyboardInterrupt, which nerfstudio's launcher would answer with a traceback and exit status 0.
     """
 
+    status = 130
+    """The exit status, as of a shell's."""
+
+
+class Terminated(Interrupted):
+    """SIGTERM, with which a cluster ends a job."""
+
+    status = 143
+
 
 class UserAdvice(UserWarning):
     """What the user should know and may want to change: one sentence, which command lines print alone."""

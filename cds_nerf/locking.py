@@ -23,6 +23,10 @@ _held: dict[Path, int] = {}
 """The open files of the locks that this process holds."""
 
 
+class BusyError(UserError):
+    """Another process is at it."""
+
+
 def hold(path: Path, busy: str) -> None:
     """Take a lock, and keep it until `let_go` or until the process has ended; one that it has already stays its own.
 
@@ -31,7 +35,7 @@ def hold(path: Path, busy: str) -> None:
         busy: what is so while another process has the lock, such as "RUN is being edited".
 
     Raises:
-        UserError: if another process has it; the message says which.
+        BusyError: if another process has it; the message says which.
         OSError: if the file cannot be made.
     """
     if fcntl is None or (path := path.resolve()) in _held:
@@ -58,7 +62,8 @@ def held(path: Path, busy: str) -> Iterator[None]:
     """`hold` within; the folder of the lock's file is made where it is not there.
 
     Raises:
-        UserError: as `hold`, or if the file cannot be made.
+        BusyError: as `hold`.
+        UserError: if the file cannot be made.
     """
     with named_on_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,7 @@ def check_free(path: Path, busy: str) -> None:
     """Check that no other process has a lock; nothing is made.
 
     Raises:
-        UserError: as `hold`.
+        BusyError: as `hold`.
     """
     if fcntl is None or path.resolve() in _held:
         return
@@ -92,7 +97,7 @@ def _lock(descriptor: int, operation: int, path: Path, busy: str) -> None:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # the latter from NFS
         holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-        raise UserError(f"{busy} already, by {holder}: wait for it to end, or stop it") from error
+        raise BusyError(f"{busy} already, by {holder}: wait for it to end, or stop it") from error
     except OSError as error:
         warnings.warn(
             UserAdvice(

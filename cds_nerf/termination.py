@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit status of a program that was ended so."""
-
 
 @contextmanager
 def on_sigterm(act: Callable[[], Any]) -> Iterator[None]:

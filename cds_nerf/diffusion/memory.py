@@ -14,7 +14,8 @@ from cds_nerf.diffusion.latent_diffusion import LatentDiffusion
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there was too little memory, on a GPU or for the CPU."""
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # torch has no class for it
+    in_words = ("DefaultCPUAllocator", "MPS backend out of memory")  # torch has no class for these
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in in_words):
         return True
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
 

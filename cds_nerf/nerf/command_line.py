@@ -20,9 +20,6 @@ from cds_nerf.nerf.source_training import SourceTrainerConfig, check_no_training
 from cds_nerf.nerf.typed_settings import SUBCOMMANDS, settle_typed
 from cds_nerf.typed_options import typed_options
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as of a shell's."""
-
 
 def apply() -> None:
     """Connect this process with the edge. Once is enough; more do no harm."""
@@ -65,6 +62,6 @@ def tell_in_one_line(kind: type[BaseException], error: BaseException, traceback:
     if isinstance(error, Interrupted | UserError):
         print(f"cds: {error}", file=sys.stderr)
         if isinstance(error, Interrupted):
-            sys.exit(INTERRUPTED)
+            sys.exit(error.status)
     else:
         sys.__excepthook__(kind, error, traceback)

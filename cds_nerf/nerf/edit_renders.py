@@ -18,6 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchvision.utils import save_image
 
+from cds_nerf.files import whole_file
 from cds_nerf.guidance import CDSGuidance
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.progress import progress_bar
@@ -63,20 +64,25 @@ class EditRenders:
         diffusion = pipeline.guidance.diffusion
         source = pipeline.source.image(0)
         edit = pipeline.render_training_view(0)
-        gradient = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0, relative_w_cut=None), diffusion)(
-            pipeline.source.latents(0),
-            diffusion.encode(edit[None]),
-            pipeline.source_text,
-            pipeline.target_text,
-            timestep=torch.tensor([len(diffusion.alphas_cumprod) // 2]),
-            generator=torch.Generator().manual_seed(seed_for(pipeline.seed, "strip", 0)),
-        ).gradient
+        latents = diffusion.encode(edit[None])
+        guidance = CDSGuidance(replace(pipeline.guidance.config, w_cut=0.0, relative_w_cut=None), diffusion)
+        try:
+            gradient = guidance(
+                pipeline.source.latents(0),
+                latents,
+                pipeline.source_text,
+                pipeline.target_text,
+                timestep=torch.tensor([len(diffusion.alphas_cumprod) // 2]),
+                generator=torch.Generator().manual_seed(seed_for(pipeline.seed, "strip", 0)),
+            ).gradient
+        except FloatingPointError:  # a step may be left out for that, and a picture has none to show
+            gradient = torch.zeros_like(latents)
         magnitude = F.interpolate(gradient.norm(dim=1, keepdim=True), size=edit.shape[-2:])[0]
-        heat = apply_float_colormap((magnitude / magnitude.max()).permute(1, 2, 0).cpu()).permute(2, 0, 1)
+        magnitude = magnitude / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)
+        heat = apply_float_colormap(magnitude.permute(1, 2, 0).cpu()).permute(2, 0, 1)
         strip = torch.cat([source, edit.cpu(), heat], dim=2)
-        folder = self.directory / "strips"
-        folder.mkdir(exist_ok=True)
-        save_image(strip, folder / f"{step:06d}.png")
+        with whole_file(self.directory / "strips" / f"{step:06d}.png") as file:
+            save_image(strip, file)
         writer.put_image(name="source | edit | gradient", image=strip.permute(1, 2, 0), step=step)
 
     def finish(self, step: int) -> None:
@@ -90,10 +96,9 @@ class EditRenders:
     @torch.no_grad()
     def write_result(self) -> None:
         """The edited training views and the before/after video."""
-        folder = self.directory / "edited_views"
-        folder.mkdir(exist_ok=True)
         for index in progress_bar(range(len(self.pipeline.views)), "Edited views", unit="view"):
-            save_image(self.pipeline.render_training_view(index), folder / f"{index:05d}.png")
+            with whole_file(self.directory / "edited_views" / f"{index:05d}.png") as file:
+                save_image(self.pipeline.render_training_view(index), file)
         if self.pipeline.orbit:
             pairs = (
                 torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
@@ -103,14 +108,13 @@ class EditRenders:
 
 
 def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -> None:
-    """Write an H.264 video under another name and rename it; odd sides lose one pixel.
+    """Write an H.264 video; odd sides lose one pixel.
 
     Args:
         frames: in 0..1.
         path: ends in .mp4.
     """
-    partial = path.with_suffix(".partial.mp4")
-    with av.open(str(partial), "w") as container:
+    with whole_file(path) as file, av.open(str(file), "w") as container:
         stream = None
         for frame in frames:
             height, width = (side - side % 2 for side in frame.shape[1:])
@@ -121,4 +125,3 @@ def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.contiguous().numpy(), format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())
-    partial.replace(path)

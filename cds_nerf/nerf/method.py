@@ -14,7 +14,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from cds_nerf.nerf import command_line, compatibility
 from cds_nerf.nerf.device import default_device
-from cds_nerf.nerf.progress import ProgressTrainer
+from cds_nerf.nerf.safe_trainer import SafeTrainer
 from cds_nerf.nerf.source_training import SourceTrainerConfig
 from cds_nerf.nerf.trainer import CDSTrainerConfig
 
@@ -30,7 +30,7 @@ cds = MethodSpecification(
 
 cds_source = MethodSpecification(
     config=SourceTrainerConfig(
-        _target=ProgressTrainer,
+        _target=SafeTrainer,
         method_name="cds-source",
         max_num_iterations=30000,
         steps_per_save=2000,

@@ -28,6 +28,7 @@ from cds_nerf.fields.field import Field
 from cds_nerf.fields.kinds import field_of
 from cds_nerf.fields.orbit import orbit_cameras, viewed_distance
 from cds_nerf.fields.ray_rendering import rescale_camera
+from cds_nerf.finite import are_finite
 from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
 from cds_nerf.guidance.relevance import nothing, relevance_map
 from cds_nerf.nerf import compatibility
@@ -112,7 +113,11 @@ class CDSPipeline(VanillaPipeline):
     datamanager: CDSDataManager | CDSImageDataManager
 
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """One step of the edit: the losses of one view. All that is drawn follows from the seed and the step."""
+        """One step of the edit: the losses of one view. All that is drawn follows from the seed and the step.
+
+        Raises:
+            FloatingPointError: if a loss, or the guidance's gradient, is not finite.
+        """
         config, guidance = self.config, self.guidance
         index = self.datamanager.next_view(step, self.seed)
         image, losses = self.render_view(index, seed_for(self.seed, "rendering", step))
@@ -120,7 +125,7 @@ class CDSPipeline(VanillaPipeline):
 
         latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
         out = guidance(
-            self.source.latents(index).expand_as(latents),
+            self.source.latents(index, tuple(latents.shape[1:])).expand_as(latents),
             latents,
             self.source_text,
             self.target_text,
@@ -130,7 +135,7 @@ class CDSPipeline(VanillaPipeline):
         )
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if relevance is not None and config.w_keep:
-            difference = image - self.source.image(index).to(image)
+            difference = image - self.source.image(index, tuple(image.shape[1:])).to(image)
             # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
             per_latent = 2000 / latents[0, 0].numel()
             losses["keep_loss"] = config.w_keep * per_latent * ((1 - relevance) * difference.square()).sum()
@@ -140,7 +145,11 @@ class CDSPipeline(VanillaPipeline):
             "timestep": out.timestep.float().mean(),
             "gradient": out.gradient.square().mean().sqrt(),
         }
-        return {}, {name: loss.to(self.device) for name, loss in losses.items()}, metrics
+        losses = {name: loss.to(self.device) for name, loss in losses.items()}
+        if not are_finite(losses.values()):
+            values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
+            raise FloatingPointError(f"the loss is not finite: {values}")
+        return {}, losses, metrics
 
     def _encode(
         self, image: Float[Tensor, "3 height width"], relevance: Float[Tensor, "1 height width"] | None
@@ -275,7 +284,10 @@ class CDSPipeline(VanillaPipeline):
             assert self.region_text is not None
             texts = (nothing(self.region_text), self.region_text)
         generator = torch.Generator().manual_seed(seed_for(self.seed, "relevance", index))
-        return relevance_map(self.guidance.diffusion, latents, *texts, generator)
+        relevance = relevance_map(self.guidance.diffusion, latents, *texts, generator)
+        if not are_finite([relevance]):
+            raise FloatingPointError(f"the relevance in the source's view {index} is not finite")
+        return relevance
 
     def _check_guidance_takes_the_views(self) -> None:
         """Call the guidance once on empty latents: what it cannot take is told before all source views are rendered."""

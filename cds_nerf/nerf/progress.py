@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer
 
 from cds_nerf.progress import progress_bar
@@ -12,6 +14,11 @@ class ProgressTrainer(Trainer):
 
     activity = "Training"
     """What the bar says is being done."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.progress_notes: dict[str, str] = {}
+        """What the bar says besides the losses."""
 
     def train(self) -> None:
         """Train for `max_num_iterations` steps from where the checkpoint was, if there was one."""
@@ -25,7 +32,7 @@ class ProgressTrainer(Trainer):
         loss, losses, metrics = super().train_iteration(step)
         losses = {name: value.detach() for name, value in losses.items()}
         values = {name.removesuffix("_loss"): f"{value.item():.3g}" for name, value in losses.items()}
-        self.progress.set_postfix(values, refresh=False)
+        self.progress.set_postfix({**values, **self.progress_notes}, refresh=False)
         self.progress.update()
         return loss.detach(), losses, metrics
 

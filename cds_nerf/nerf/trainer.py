@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
 
-from cds_nerf.errors import Interrupted, UserError
+from cds_nerf.diffusion.memory import is_out_of_memory
+from cds_nerf.errors import Interrupted, Terminated, UserError
 from cds_nerf.files import whole_file, write_failure
+from cds_nerf.finite import are_finite
+from cds_nerf.locking import RUN_LOCK, BusyError, let_go
+from cds_nerf.nerf.checkpoints import newest_checkpoint
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.finite_steps import FiniteStepsTrainer
 from cds_nerf.nerf.gradient_record import load_strengths, save_strengths
+from cds_nerf.nerf.memory_advice import where_memory_ran_out
 from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.pipeline import CDSPipeline
-from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.nerf.resumed_edit import settle_resumed_edit
+from cds_nerf.nerf.safe_trainer import hold_run
 from cds_nerf.nerf.source_run import check_pose_normalisation, read_checkpoint
 from cds_nerf.nerf.typed_settings import settle_typed
 from cds_nerf.seeding import repeatable_on_cpu
+from cds_nerf.termination import on_sigterm
 
 
-class CDSTrainer(ProgressTrainer):
+class CDSTrainer(FiniteStepsTrainer):
     """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
 
-    What the user can mend, such as a limit of the machine's, is a UserError; Ctrl-C ends with Interrupted.
+    What the user can mend, such as a limit of the machine's, is a UserError; Ctrl-C ends with Interrupted, SIGTERM with
+    Terminated.
     """
 
     config: EditConfig
@@ -40,35 +47,41 @@ class CDSTrainer(ProgressTrainer):
     @contextmanager
     def _way_on(self) -> Iterator[None]:
         """Say of what ends the edit how it goes on."""
-        resume = f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
+        goes_on = f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
         try:
-            yield
+            with on_sigterm(self.terminate):
+                yield
         except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted; {resume}") from error
+            raise Interrupted(f"interrupted; {goes_on}") from error
+        except Terminated as error:
+            raise Terminated(f"terminated; {goes_on}") from error
         except FloatingPointError as error:
-            raise UserError(f"{error}; {resume} --pipeline.guidance-dtype bfloat16") from error
-        except torch.cuda.OutOfMemoryError as error:
             raise UserError(
-                f"{self.device} has too little memory: start with a smaller --pipeline.guidance-resolution or "
-                "--pipeline.guidance-device cpu (or cuda:1), or, if the edit was under way, fewer "
-                f"--pipeline.rays-per-chunk; {resume}"
+                f"{error}; {goes_on} --pipeline.guidance-dtype float32, if it was another; a new edit can have a "
+                "smaller --optimizers.fields.optimizer.lr or another --pipeline.guidance-resolution"
             ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                steps = newest_checkpoint(self.checkpoint_dir)[1]
+                raise UserError(where_memory_ran_out(self.config, self.base_dir, steps)) from error
             if (failure := write_failure(error)) is None:
                 raise
-            raise UserError(f"{failure}; with room on the disk, {resume}") from error
+            raise UserError(f"{failure}; with room on the disk, {goes_on}") from error
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build everything, load the weights, check that the poses are the source's, and prepare the guidance."""
-        with self._way_on():
-            super().setup(test_mode)
-            self._check_poses()
-            steps = self.config.max_num_iterations
-            assert steps is not None
-            with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
-                self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps)
-            load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
-            self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
+        with ExitStack() as on_failure:
+            on_failure.callback(let_go, self.base_dir / RUN_LOCK)
+            with self._way_on():
+                super().setup(test_mode)
+                self._check_poses()
+                steps = self.config.max_num_iterations
+                assert steps is not None
+                with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
+                    self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps)
+                load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
+                self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
+            on_failure.pop_all()
 
     def _check_poses(self) -> None:
         assert self.config.pipeline.source_checkpoint is not None
@@ -81,16 +94,25 @@ class CDSTrainer(ProgressTrainer):
             )
 
     def _load_checkpoint(self) -> None:
-        """Load the run's own checkpoint whole where there is one, else the source's weights alone."""
-        own = sorted(self.checkpoint_dir.glob("step-*.ckpt"))
-        if not own:
+        """Load the run's own checkpoint whole where there is one, else the source's weights alone.
+
+        Raises:
+            UserError: if it cannot be read; or the source's weights do not fit the model, or are not finite.
+        """
+        own, _ = newest_checkpoint(self.checkpoint_dir)
+        if own is None:
             self.pipeline.load_source()
+            if not are_finite(self.pipeline.parameters()):
+                raise UserError(
+                    f"the checkpoint {self.config.pipeline.source_checkpoint} holds numbers that are not finite: the "
+                    "training of the source went wrong before it; choose an earlier one with --load-step"
+                )
             self.optimizers = self.setup_optimizers()  # splats and TensoRF have other parameters than before loading
             return
-        checkpoint = read_checkpoint(own[-1])
+        checkpoint = read_checkpoint(own)
         self.pipeline.prepare_to_load(checkpoint["pipeline"], checkpoint["step"])
         self.optimizers = self.setup_optimizers()
-        self.config.load_checkpoint = own[-1]
+        self.config.load_checkpoint = own
         super()._load_checkpoint()
         self.config.load_checkpoint = None
 
@@ -110,29 +132,15 @@ class CDSTrainer(ProgressTrainer):
         finally:
             self.config.max_num_iterations = total
 
-    def save_checkpoint(self, step: int) -> None:
-        """Write the checkpoint into a folder beside the checkpoints and move it there, so that each is whole.
+    def undo(self) -> Callable[[], None]:
+        """What lets the guidance forget the next step."""
+        guidance, strengths = self.pipeline.guidance, copy(self.pipeline.guidance.strengths)
+        return lambda: setattr(guidance, "strengths", strengths)
 
-        Where only the latest is kept, the others are deleted after that.
-        """
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint, and what the guidance remembers beside it."""
         save_strengths(self.pipeline.guidance, self.base_dir, step)
-        final = self.checkpoint_dir
-        partial = final.with_name(f"{final.name}.partial")
-        if partial.exists():  # of a run that was killed while it wrote
-            shutil.rmtree(partial)
-        self.checkpoint_dir = partial
-        try:
-            super().save_checkpoint(step)
-        finally:
-            self.checkpoint_dir = final
-        final.mkdir(parents=True, exist_ok=True)
-        (written,) = partial.iterdir()
-        saved = written.replace(final / written.name)
-        partial.rmdir()
-        if self.config.save_only_latest_checkpoint:
-            for checkpoint in final.glob("*.ckpt"):
-                if checkpoint != saved:
-                    checkpoint.unlink()
+        super().save_checkpoint(step)
 
     def _train_complete_viewer(self) -> None:
         with suppress(KeyboardInterrupt):  # which is how the user is told to quit it
@@ -169,12 +177,15 @@ class CDSTrainerConfig(EditConfig):
         """Write `config.yml`, whole at any moment.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if it cannot be written, or another process is at work in the run's folder.
         """
         path = self.get_base_dir() / "config.yml"
         try:
             with whole_file(path) as file:
+                hold_run(path.parent)
                 file.write_text(yaml.dump(self), "utf8")
+        except BusyError:
+            raise
         except UserError as error:
             raise UserError(f"{error}: choose another --output-dir, or make room") from error
         CONSOLE.log(f"Saved config to: {path}")

@@ -18,7 +18,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
+from cds_nerf.finite import are_finite
 from cds_nerf.pictures import read_image
+
+MADE_ANEW = "move this file away, and it is made anew from the source"
 
 
 @dataclass
@@ -43,18 +46,29 @@ class ViewStore:
     _pictures: dict[int, UInt8[Tensor, "3 height width"]] = field(default_factory=dict)
     _latents: dict[int, Float[Tensor, "1 channels h w"]] = field(default_factory=dict)
 
-    def image(self, index: int) -> Float[Tensor, "3 height width"]:
+    def image(self, index: int, size: tuple[int, ...] | None = None) -> Float[Tensor, "3 height width"]:
         """A view, in 0..1.
 
+        Args:
+            index: of the view.
+            size: the height and width that it must have, if given.
+
         Raises:
-            UserError: if its picture cannot be read.
+            UserError: if its picture cannot be read, or has another size.
+            FloatingPointError: if it has to be made, and is not finite.
         """
         if index not in self._pictures:
             path = self._path("views", index)
             if not path.exists():
                 self._make_view(index)
             self._remember(self._pictures, index, pil_to_tensor(read_image(path)))
-        return self._pictures[index] / 255
+        image = self._pictures[index] / 255
+        if size is not None and image.shape[1:] != size:
+            raise UserError(
+                f"{self._path('views', index)} is {image.shape[2]}x{image.shape[1]} pixels, the view is "
+                f"{size[1]}x{size[0]}: {MADE_ANEW}"
+            )
+        return image
 
     def made_image(self, index: int) -> Float[Tensor, "3 height width"] | None:
         """A view, in 0..1; None if it has not been made.
@@ -64,18 +78,29 @@ class ViewStore:
         """
         return self.image(index) if self._path("views", index).exists() else None
 
-    def latents(self, index: int) -> Float[Tensor, "1 channels h w"]:
+    def latents(self, index: int, shape: tuple[int, ...] | None = None) -> Float[Tensor, "1 channels h w"]:
         """The latents of a view.
 
+        Args:
+            index: of the view.
+            shape: [C,h,w] that they must have, if given.
+
         Raises:
-            UserError: if their file cannot be read.
+            UserError: if their file cannot be read, or holds others.
+            FloatingPointError: if they have to be made, and are not finite.
         """
         if index not in self._latents:
             path = self._path("latents", index)
             if not path.exists():
                 self._make_view(index)
-            self._remember(self._latents, index, _load(path)["latents"])
-        return self._latents[index]
+            self._remember(self._latents, index, _load(path, "latents"))
+        latents = self._latents[index]
+        if shape is not None and latents.shape != (1, *shape):
+            raise UserError(
+                f"{self._path('latents', index)} holds latents {list(latents.shape)}, the view's are "
+                f"{[1, *shape]}: {MADE_ANEW}"
+            )
+        return latents
 
     def measured(self, index: int, kind: str, measure: Callable[[], Float[Tensor, "h w"]]) -> Float[Tensor, "h w"]:
         """Something that is measured of a view once.
@@ -92,7 +117,7 @@ class ViewStore:
         if not path.exists():
             with torch.no_grad(), whole_file(path) as file:
                 save_file({kind: measure().cpu().contiguous()}, file)
-        return _load(path)[kind]
+        return _load(path, kind)
 
     def frame(self, index: int) -> Float[Tensor, "3 height width"]:
         """A frame of the orbit, in 0..1.
@@ -114,8 +139,12 @@ class ViewStore:
     @torch.no_grad()
     def _make_view(self, index: int) -> None:
         image = self.render_view(index)
+        latents = self.encode(image[None]).cpu().contiguous()
+        for what, values in (("colours", image), ("latents", latents)):
+            if not are_finite([values]):
+                raise FloatingPointError(f"the {what} of the source's view {index} are not finite")
         with whole_file(self._path("latents", index)) as file:
-            save_file({"latents": self.encode(image[None]).cpu().contiguous()}, file)
+            save_file({"latents": latents}, file)
         _save_picture(image, self._path("views", index))
 
     def _path(self, kind: str, index: int) -> Path:
@@ -127,13 +156,11 @@ class ViewStore:
         views[index] = value
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path, name: str) -> Tensor:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): delete this file, and it is made anew from the source"
-        ) from error
+        return load_file(path)[name]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {MADE_ANEW}") from error
 
 
 def _save_picture(image: Float[Tensor, "3 height width"], path: Path) -> None:

@@ -6,6 +6,7 @@ The runs are those of ns-train, which makes them: a stage can be continued, and 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,20 +15,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import Terminated, UserError
 from cds_nerf.files import PARTIAL, whole_file
 from cds_nerf.image.naming import slug
 from cds_nerf.locking import RUN_LOCK, check_free, held
-from cds_nerf.nerf.checkpoints import checkpoint_files
+from cds_nerf.nerf.checkpoints import newest_checkpoint
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.held_out import render_held_out
 from cds_nerf.nerf.resumed_edit import FREE_ON_RESUME
 from cds_nerf.nerf.settings_check import check_values
-from cds_nerf.nerf.source_run import SourceRun, read_checkpoint, read_run_config
+from cds_nerf.nerf.source_run import SourceRun, read_run_config
 from cds_nerf.recipe.options import PARSER, command_line, normalised, parse
 from cds_nerf.recipe.origin import Origin
 from cds_nerf.recipe.recipe import Recipe
-from cds_nerf.termination import TERMINATED, on_sigterm
+from cds_nerf.termination import on_sigterm
 
 SETTINGS_FILE = "recipe.json"
 """In a run's folder: the options that the recipe gave it, and what it was made from."""
@@ -83,23 +84,8 @@ class Stage:
     """What the run folder holds once all is done, beside the last checkpoint."""
 
     def checkpoint(self) -> tuple[Path | None, int]:
-        """The newest checkpoint and the number of its steps; (None, 0) without one.
-
-        Raises:
-            UserError: if it cannot be read. It is left, and nothing goes on or starts anew beside it: it may be whole,
-                and the reason may pass.
-        """
-        files = checkpoint_files(self.folder / "nerfstudio_models")
-        if not files:
-            return None, 0
-        try:
-            return files[-1], read_checkpoint(files[-1])["step"] + 1
-        except UserError as error:
-            then = f"goes on from {files[-2].name}" if len(files) > 1 else "starts the stage anew"
-            raise UserError(
-                f"{error} It is left as it is. If it is broken for good, move it out of its folder: the same command "
-                f"then {then}"
-            ) from error
+        """As `newest_checkpoint`, of the run."""
+        return newest_checkpoint(self.folder / "nerfstudio_models")
 
     def done(self) -> bool:
         """Whether nothing is left to do.
@@ -179,7 +165,7 @@ class Stage:
 
         Raises:
             UserError: if ns-train fails, or is stopped.
-            SystemExit: if it is stopped by SIGTERM.
+            Terminated: if it is stopped by SIGTERM.
         """
         self.check_settings(origins)
         checkpoint, steps = self.checkpoint()
@@ -199,9 +185,8 @@ class Stage:
         with whole_file(self.folder / SETTINGS_FILE) as file:
             file.write_text(json.dumps({**self._fixed(), MADE_FROM: made_from}, indent=2), "utf8")
         status = _run([sys.executable, "-m", "nerfstudio.scripts.train", *command_line(self.method, options)])
-        if status == TERMINATED:
-            print(f"the {self.key} stage was terminated; the same command goes on where it stopped", file=sys.stderr)
-            raise SystemExit(TERMINATED)
+        if status in (Terminated.status, -signal.SIGTERM):
+            raise Terminated(f"the {self.key} stage was terminated; the same command goes on where it stopped")
         if status != 0 or not self.done():  # nerfstudio's own trainers end with status 0 after Ctrl-C
             raise UserError(f"the {self.key} stage did not end well; the same command goes on where it stopped")
 

@@ -1,0 +1,49 @@
+"""What to do where memory runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cds_nerf.nerf.configuration import EditConfig
+
+LEAST_RAYS_PER_CHUNK = 512
+"""Fewer save nothing that counts."""
+
+
+def where_memory_ran_out(config: EditConfig, run: Path, steps: int) -> str:
+    """How to go on, or to start again, with less; what costs least of the edit's quality is named first.
+
+    Args:
+        config: of the edit.
+        run: its folder.
+        steps: that are in its last checkpoint; 0 without one.
+    """
+    free, fixed = _settings_that_take_less(config)
+    short = f"{config.machine.device_type} has too little memory"
+    if steps and free:
+        return (
+            f"{short}: the edit goes on at step {steps} with: ns-train cds --pipeline.resume-from {run} "
+            f"{' '.join(free)}; if that is not enough, a new edit takes less with {' or '.join(fixed)}"
+        )
+    return f"{short}: start again with one or more of these, the first costs least: {', '.join(free + fixed)}"
+
+
+def _settings_that_take_less(config: EditConfig) -> tuple[list[str], list[str]]:
+    """Words of a command line: what may change while an edit is under way, which is slower but as good; and others."""
+    pipeline = config.pipeline
+    device = pipeline.guidance_device or config.machine.device_type
+    free, fixed = [], []
+    if pipeline.rays_per_chunk > LEAST_RAYS_PER_CHUNK:
+        free.append(f"--pipeline.rays-per-chunk {max(pipeline.rays_per_chunk // 4, LEAST_RAYS_PER_CHUNK)}")
+    if pipeline.guidance_device is None and device != "cpu":
+        free.append(f"--pipeline.guidance-device {'cuda:1' if torch.cuda.device_count() > 1 else 'cpu'}")
+    if (pipeline.guidance_dtype or ("float32" if device == "cpu" else "float16")) == "float32":
+        free.append("--pipeline.guidance-dtype bfloat16")
+    if pipeline.draws_per_view > 1:
+        fixed.append("--pipeline.draws-per-view 1")
+    fixed.append("a smaller --pipeline.guidance-resolution")
+    if pipeline.guidance.w_cut:
+        fixed.append("--pipeline.guidance.w-cut 0")
+    return free, fixed

@@ -1,0 +1,327 @@
+"""What happens to an edit on its way: numbers that are not finite, signals, a second start, too little memory."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_edit import edit_config_for, fresh, load_checkpoint, run, train_source
+from test_edit import assert_equal_states
+from test_mistakes import message_of
+
+from cds_nerf import CDSGuidance, LatentDiffusion
+from cds_nerf.errors import Interrupted, Terminated, UserError
+from cds_nerf.fields.ray_field import RayField
+from cds_nerf.guidance import CDSGuidanceConfig
+from cds_nerf.nerf import finite_steps
+from cds_nerf.nerf import pipeline as pipeline_module
+from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.method import cds_source
+from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.nerf.safe_trainer import SafeTrainer
+
+Losses = dict[str, torch.Tensor]
+
+
+def in_step(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[int], bool], act: Callable[[Losses], object]) -> None:
+    """Do something with the losses of the chosen steps."""
+    get_train_loss_dict = CDSPipeline.get_train_loss_dict
+
+    def step_with_act(pipeline: CDSPipeline, step: int) -> Any:
+        outputs = get_train_loss_dict(pipeline, step)
+        if chosen(step):
+            act(outputs[1])
+        return outputs
+
+    monkeypatch.setattr(CDSPipeline, "get_train_loss_dict", step_with_act)
+
+
+class FlawedGradient(torch.autograd.Function):
+    """A finite loss with a gradient that is not."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.full_like(gradient, torch.inf)
+
+
+def flawed_loss(patch: pytest.MonkeyPatch, chosen: Callable[[int], bool]) -> None:
+    render_view, steps = CDSPipeline.render_view, iter(range(1000))
+
+    def render(pipeline: CDSPipeline, index: int, seed: int) -> Any:
+        image, losses = render_view(pipeline, index, seed)
+        if torch.is_grad_enabled() and chosen(next(steps)):
+            losses["distortion_loss"] = losses["distortion_loss"] * torch.nan
+        return image, losses
+
+    patch.setattr(CDSPipeline, "render_view", render)
+
+
+def flawed_guidance(patch: pytest.MonkeyPatch, chosen: Callable[[int], bool]) -> None:
+    call = CDSGuidance.__call__
+
+    def overflow(guidance: CDSGuidance, source: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if target.any() and "step" in kwargs and chosen(kwargs["step"]):  # no trial on empty latents
+            guidance.strengths.add(torch.ones_like(target), torch.ones_like(target))
+            raise FloatingPointError("the guidance's gradient is not finite in torch.float16")
+        return call(guidance, source, target, *args, **kwargs)
+
+    patch.setattr(CDSGuidance, "__call__", overflow)
+
+
+def flawed_gradient(patch: pytest.MonkeyPatch, chosen: Callable[[int], bool]) -> None:
+    in_step(patch, chosen, lambda losses: losses.update(keep_loss=FlawedGradient.apply(losses["keep_loss"])))
+
+
+def flawed_step(patch: pytest.MonkeyPatch, chosen: Callable[[int], bool]) -> None:
+    make_step, groups, calls = torch.optim.Adam.step, 2, iter(range(1000))
+
+    def step(optimizer: torch.optim.Adam, *args: Any, **kwargs: Any) -> Any:
+        result = make_step(optimizer, *args, **kwargs)
+        if chosen(next(calls) // groups):  # a group before it was stepped well
+            optimizer.param_groups[0]["params"][-1].data.flatten()[0] = torch.nan
+        return result
+
+    patch.setattr(torch.optim.Adam, "step", step)
+
+
+FLAWS = {
+    "loss": (flawed_loss, "the loss is not finite: .*distortion_loss nan"),
+    "guidance": (flawed_guidance, "the guidance's gradient is not finite in torch.float16"),
+    "gradient": (flawed_gradient, "the gradient of the field is not finite"),
+    "optimiser": (flawed_step, "the optimiser's step is not finite"),
+}
+
+
+@pytest.fixture(scope="module")
+def without_step_1(source_run, diffusion_folder, tmp_path_factory) -> dict[str, Any]:
+    """The end of an edit of four steps of which the second was never made."""
+    config = edit_config_for(source_run, diffusion_folder, tmp_path_factory.mktemp("without"), **FOUR_STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        train_iteration = SafeTrainer.train_iteration
+
+        def iterate(trainer: SafeTrainer, step: int) -> Any:
+            return (torch.tensor(0.0), {}, {}) if step == 1 else train_iteration(trainer, step)
+
+        patch.setattr(SafeTrainer, "train_iteration", iterate)
+        run(config)
+    return load_checkpoint(config.get_base_dir())
+
+
+FOUR_STEPS = {"max_num_iterations": 4, "steps_per_save": 1, "pipeline__guidance": CDSGuidanceConfig(relative_w_cut=0.5)}
+
+
+@pytest.mark.parametrize(("flaw", "reason"), FLAWS.values(), ids=FLAWS)
+def test_step_that_is_not_finite_is_left_out_and_told(edit_config, monkeypatch, capsys, without_step_1, flaw, reason):
+    flaw(monkeypatch, lambda step: step == 1)
+    config = edit_config(**FOUR_STEPS)
+    run(config)
+    assert_equal_states(load_checkpoint(config.get_base_dir()), without_step_1)
+    printed = capsys.readouterr()
+    told = " ".join(printed.out.split())
+    assert re.search(rf"Steps that were left out: 1; the last, step 1, as {reason}", told), told
+    assert "skipped=1" in printed.err
+
+
+@pytest.mark.parametrize(("flaw", "reason"), FLAWS.values(), ids=FLAWS)
+def test_many_steps_in_a_row_that_are_not_finite_end_the_edit(edit_config, monkeypatch, flaw, reason):
+    monkeypatch.setattr(finite_steps, "SKIPPED_IN_A_ROW", 3)
+    flaw(monkeypatch, lambda step: step >= 2)
+    config = edit_config(max_num_iterations=9, steps_per_save=1)
+    message = message_of(config)
+    assert re.search(
+        rf"^3 steps in a row were left out, the last as {reason}.*; the edit goes on from its last ", message
+    )
+    assert f"--pipeline.resume-from {config.get_base_dir()} --pipeline.guidance-dtype float32" in message
+    assert re.search(r"smaller --optimizers\.fields\.optimizer\.lr or another --pipeline\.guidance-resolution", message)
+    checkpoint = load_checkpoint(config.get_base_dir())
+    assert checkpoint["step"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["pipeline"].values())
+    monkeypatch.undo()
+    run(edit_config(pipeline__resume_from=config.get_base_dir(), max_num_iterations=3))
+    assert load_checkpoint(config.get_base_dir())["step"] == 2
+
+
+def test_edit_whose_steps_are_all_not_finite_does_not_pass_for_done(edit_config, monkeypatch):
+    flawed_guidance(monkeypatch, lambda step: True)
+    config = edit_config()
+    assert "3 steps in a row were left out" in message_of(config)
+    assert not (config.get_base_dir() / "nerfstudio_models").exists()
+
+
+def test_field_that_is_not_finite_is_never_saved(edit_config):
+    trainer = run(edit_config())
+    (good,) = trainer.checkpoint_dir.iterdir()
+    before = good.read_bytes()
+    next(trainer.pipeline.model.field.parameters()).data.flatten()[0] = torch.inf
+    with pytest.raises(FloatingPointError, match="the field is not finite after step 7, and was not saved"):
+        trainer.save_checkpoint(7)
+    assert list(trainer.checkpoint_dir.iterdir()) == [good] and good.read_bytes() == before
+
+
+def test_source_that_is_not_finite_is_refused(edit_config, source_run, tmp_path):
+    copy = Path(shutil.copytree(source_run, tmp_path / "copy" / "cds-source" / "time"))
+    (path,) = (copy / "nerfstudio_models").iterdir()
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["pipeline"]["_model.field.mlp_head.layers.0.weight"][0, 0] = torch.nan
+    torch.save(checkpoint, path)
+    message = message_of(edit_config(load_dir=copy))
+    assert (
+        f"{path} holds numbers that are not finite" in message and "choose an earlier one with --load-step" in message
+    )
+
+
+@pytest.mark.parametrize("what", ["colours", "latents", "relevance"])
+def test_source_views_that_are_not_finite_are_told_and_not_kept(edit_config, monkeypatch, what):
+    kind, part = {
+        "colours": (RayField, "render_view"),
+        "latents": (LatentDiffusion, "encode"),
+        "relevance": (pipeline_module, "relevance_map"),
+    }[what]
+    made = getattr(kind, part)
+
+    def flawed(*args: Any, **kwargs: Any) -> Any:
+        outputs = made(*args, **kwargs)
+        return (outputs[0] * torch.nan, outputs[1]) if what == "colours" else outputs * torch.nan
+
+    monkeypatch.setattr(kind, part, flawed)
+    config = edit_config()
+    told = message_of(config)
+    assert re.search(rf"the {what} (of|in) the source's view \d (are|is) not finite; .*guidance-dtype float32", told), (
+        told
+    )
+    kept = {path.parent.name for path in (config.get_base_dir() / "source").rglob("*") if path.is_file()}
+    assert not kept & {"colours": {"views", "latents"}, "latents": {"views", "latents"}, "relevance": {"auto"}}[what]
+
+
+def terminate(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def in_a_step(patch: pytest.MonkeyPatch) -> None:
+    in_step(patch, lambda step: step == 2, terminate)
+
+
+def in_the_last_step(patch: pytest.MonkeyPatch) -> None:
+    in_step(patch, lambda step: step == 4, terminate)
+
+
+def before(patch: pytest.MonkeyPatch, where: type, name: str, call: int) -> None:
+    """SIGTERM comes as a method is called for the n-th time."""
+    method, calls = getattr(where, name), iter(range(1000))
+
+    @functools.wraps(method)
+    def with_signal(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            terminate()
+        return method(*args, **kwargs)
+
+    patch.setattr(where, name, with_signal)
+
+
+def in_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def save_with_signal(state: Any, path: Path) -> None:
+        if state["step"] == 2:
+            path.write_bytes(b"half")
+            terminate()
+        save(state, path)
+
+    patch.setattr(torch, "save", save_with_signal)
+
+
+def while_paused(patch: pytest.MonkeyPatch) -> None:
+    train_iteration = SafeTrainer.train_iteration
+
+    def iterate(trainer: SafeTrainer, step: int) -> Any:
+        outputs = train_iteration(trainer, step)
+        if step == 2:
+            trainer.training_state = "paused"
+            threading.Timer(0.2, terminate).start()
+        return outputs
+
+    patch.setattr(SafeTrainer, "train_iteration", iterate)
+
+
+MOMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int | None]] = {
+    "source views": (lambda patch: before(patch, RayField, "render_view", 2), None),
+    "a step": (in_a_step, 2),
+    "a strip": (lambda patch: before(patch, EditRenders, "write_strip", 1), 2),
+    "a checkpoint": (in_a_checkpoint, 2),
+    "a pause": (while_paused, 2),
+    "the last step": (in_the_last_step, 4),
+    "the video": (lambda patch: before(patch, CDSPipeline, "render_frame", 3), 4),
+}
+"""When SIGTERM comes, and the step that is saved after it."""
+
+
+@pytest.fixture(scope="module")
+def whole(source_run, diffusion_folder, tmp_path_factory) -> Path:
+    """The run of an edit of five steps that nothing has interrupted."""
+    config = edit_config_for(source_run, diffusion_folder, tmp_path_factory.mktemp("whole"), **FIVE_STEPS)
+    run(config)
+    return config.get_base_dir()
+
+
+FIVE_STEPS = {"max_num_iterations": 5, "steps_per_save": 2, "pipeline__steps_per_strip": 2}
+
+
+@pytest.mark.parametrize(("send", "saved"), MOMENTS.values(), ids=MOMENTS)
+def test_edit_that_is_terminated_is_saved_and_goes_on_to_the_same_field(edit_config, monkeypatch, whole, send, saved):
+    config = edit_config(**FIVE_STEPS)
+    with monkeypatch.context() as patch, pytest.raises(Terminated, match=r"^terminated; the edit goes on from ") as end:
+        send(patch)
+        run(config)
+    assert end.value.status == 143 and f"--pipeline.resume-from {config.get_base_dir()}" in str(end.value)
+    folder = config.get_base_dir()
+    if saved is None:
+        assert not (folder / "nerfstudio_models").exists()
+    else:
+        assert load_checkpoint(folder)["step"] == saved
+    assert not list(folder.rglob(".partial-*"))
+    run(edit_config(pipeline__resume_from=folder))
+    assert_equal_states(load_checkpoint(folder), load_checkpoint(whole))
+    assert pictures(folder) == pictures(whole)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    kinds = ("source/*/*", "strips/*", "edited_views/*")
+    return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.glob(kind)}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+def test_step_that_was_done_is_saved_when_the_next_is_broken_off(edit_config, monkeypatch, whole, error):
+    config = edit_config(**FIVE_STEPS | {"steps_per_save": 100})
+
+    def fail(_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises((Interrupted, UserError)) as end:
+        in_step(patch, lambda step: step == 3, fail)
+        run(config)
+    folder = config.get_base_dir()
+    assert f"--pipeline.resume-from {folder}" in str(end.value)
+    assert load_checkpoint(folder)["step"] == 2
+    run(edit_config(pipeline__resume_from=folder))
+    assert_equal_states(load_checkpoint(folder)["pipeline"], load_checkpoint(whole)["pipeline"])
+
+
+def test_source_that_is_terminated_is_saved_too(capture, tmp_path, monkeypatch):
+    before(monkeypatch, SafeTrainer, "train_iteration", 2)
+    with pytest.raises(Terminated):
+        train_source(fresh(cds_source.config), capture, tmp_path)
+    (path,) = tmp_path.rglob("*.ckpt")
+    assert torch.load(path, weights_only=True)["step"] == 1
