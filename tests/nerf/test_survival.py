@@ -263,7 +263,7 @@ MOMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int | None]] = {
     "a checkpoint": (in_a_checkpoint, 2),
     "a pause": (while_paused, 2),
     "the last step": (in_the_last_step, 4),
-    "the video": (lambda patch: before(patch, CDSPipeline, "render_frame", 3), 4),
+    "the video": (lambda patch: before(patch, CDSPipeline, "render_frame", 1), 4),
 }
 """When SIGTERM comes, and the step that is saved after it."""
 
@@ -298,8 +298,9 @@ def test_edit_that_is_terminated_is_saved_and_goes_on_to_the_same_field(edit_con
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    kinds = ("source/*/*", "strips/*", "edited_views/*")
-    return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.glob(kind)}
+    parts = [folder / part for part in ("source", "strips", "edited_views")]
+    paths = [path for part in parts for path in part.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.cuda.OutOfMemoryError("CUDA out of memory")])
