@@ -280,11 +280,6 @@ def test_unknown_pose_normalisation_is_warned_of(edit_config, run_copy, capsys, 
     assert "has no dataparser_transforms.json" in " ".join(capsys.readouterr().out.split())
 
 
-def test_run_that_renders_no_rays_is_refused(edit_config, run_copy):
-    (run_copy / "config.yml").write_text(yaml.dump(method_configs["splatfacto"]))
-    assert "is a splatfacto run, which renders no rays" in message_of(edit_config(load_dir=run_copy))
-
-
 def test_setting_that_the_source_model_does_not_have_is_named(edit_config, run_copy):
     config = yaml.load((run_copy / "config.yml").read_text(), Loader=yaml.Loader)
     config.pipeline.model = method_configs["vanilla-nerf"].pipeline.model
