@@ -37,7 +37,7 @@ from cds_nerf.nerf.datamanager import (
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
-from cds_nerf.nerf.region import Region, RegionConfig
+from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.progress import progress_bar
@@ -254,7 +254,7 @@ class CDSPipeline(VanillaPipeline):
                 nearest=NEAREST_TO_EDIT * viewed_distance(self.datamanager.train_dataset.cameras),
                 distance=lambda camera: source_field().render_distance(camera),
                 measure=self._measure_relevance,
-                masks=self.datamanager.train_dataparser_outputs.mask_filenames,
+                masks=masks_of_capture(self.datamanager.train_dataparser_outputs.mask_filenames),
                 names=self.datamanager.train_dataparser_outputs.image_filenames,
             )
         if self.source.complete(len(self.views), len(self.orbit)):

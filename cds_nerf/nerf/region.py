@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserAdvice, UserError
 from cds_nerf.fields.gathering import SeenMap, can_project, gather
 from cds_nerf.files import whole_file
 from cds_nerf.nerf.view_store import ViewStore
@@ -266,6 +267,18 @@ class Region:
                 )
             masks.append(mask)
         return masks
+
+
+def masks_of_capture(masks: Sequence[Path] | None) -> Sequence[Path] | None:
+    """A capture's masks, one for each view; None if it has none, or if they are not all there, which is advised."""
+    missing = [mask for mask in masks or () if not mask.exists()]
+    if not missing:
+        return masks
+    advice = (
+        f"of the capture's masks {len(set(missing))} are not there, such as {missing[0]}: the edit acts without them"
+    )
+    warnings.warn(UserAdvice(advice), stacklevel=2)
+    return None
 
 
 def _at_latents(camera: Cameras, latent_pixels: int) -> Cameras:

@@ -17,7 +17,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from small_edit import VIEWS, fresh, load_checkpoint, run, train_source, write_capture
 
-from cds_nerf.errors import UserError
+from cds_nerf.errors import UserAdvice, UserError
 from cds_nerf.nerf.datamanager import CDSDataManagerConfig, downscale_factor
 from cds_nerf.nerf.held_out import render_held_out
 from cds_nerf.nerf.method import cds_source
@@ -119,7 +119,8 @@ def lose_photographs(own_capture):
 
 
 def test_edit_needs_neither_photographs_nor_masks(edit_of, own_capture, lose_photographs, capsys):
-    folder = edit_of(own_capture, before_edit=lose_photographs)
+    with pytest.warns(UserAdvice, match=r"masks 1 are not there, such as .*mask\.png: the edit acts without them"):
+        folder = edit_of(own_capture, before_edit=lose_photographs)
     assert len(list((folder / "edited_views").iterdir())) == VIEWS - 2
     render_held_out(folder, folder / "held_out")
     pictures = render(folder)
@@ -161,7 +162,7 @@ def test_viewer_shows_the_field_and_opens_no_photograph(edit_of, own_capture, mo
     monkeypatch.setattr(viser.SceneApi, "add_camera_frustum", add_camera_frustum)
 
     def spoil() -> None:
-        for photograph in [*(own_capture / "images").iterdir(), own_capture / "mask.png"]:
+        for photograph in (own_capture / "images").iterdir():
             photograph.write_bytes(b"no picture")
 
     folder = edit_of(
