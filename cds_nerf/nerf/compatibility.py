@@ -6,6 +6,7 @@ nerfstudio imports its plugins at the start of every ns- command, so that `apply
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import inspect
 import math
@@ -29,6 +30,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.utils.io import load_from_json
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from cds_nerf.fields.splat_rasterization import rasterization
 
@@ -209,6 +211,20 @@ def _without_cuda(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def copy_of(model: nn.Module) -> Any:
+    """A copy of a model that shares nothing with it.
+
+    The layers of nerfstudio's surfaces keep their normalised weights as part of a graph, which cannot be copied
+    (https://github.com/pytorch/pytorch/pull/103001). Can go when they use `torch.nn.utils.parametrizations`.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    hook(module, None)  # makes them anew, without a graph
+    return copy.deepcopy(model)
 
 
 def let_validation_and_test_views_stand_for_each_other() -> None:

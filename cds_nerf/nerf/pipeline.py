@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -270,7 +269,7 @@ class CDSPipeline(VanillaPipeline):
 
     def _unedited_field(self) -> Field:
         """A field of its own with the source's weights, whatever the edit has made of the model by now."""
-        model = deepcopy(self.model)
+        model = compatibility.copy_of(self.model)
         with self._source_checkpoint() as source:
             state = self._own_state(source["pipeline"])
         model.load_state_dict({name.removeprefix("_model."): value for name, value in state.items()})

@@ -16,7 +16,7 @@ from small_edit import load_checkpoint, run
 from torch import nn
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from cds_nerf.nerf.compatibility import LazyLPIPS
+from cds_nerf.nerf.compatibility import LazyLPIPS, copy_of
 
 
 def test_checkpoints_load_with_weights_only(source_run):
@@ -124,3 +124,12 @@ def test_workarounds_can_be_applied_twice():
     build = torchmetrics.image.lpip._NoTrainLpips
     compatibility.apply()
     assert torchmetrics.image.lpip._NoTrainLpips is build
+
+
+def test_normalised_layers_are_copied():
+    layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    copied = copy_of(nn.Sequential(layer))
+    inputs = torch.ones(1, 3)
+    assert torch.equal(copied(inputs), layer(inputs))
+    layer(inputs).sum().backward()
+    assert layer.weight_v.grad is not None and copied[0].weight_v.grad is None
