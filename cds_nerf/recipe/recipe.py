@@ -41,7 +41,7 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; its options of ns-train are left to `options`.
+    """Read and check a recipe; its options of ns-train are left to `train_options`.
 
     Raises:
         UserError: if the file cannot be read, a key is unknown or missing, or a value cannot be used.

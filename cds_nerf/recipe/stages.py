@@ -25,7 +25,7 @@ from cds_nerf.nerf.held_out import render_held_out
 from cds_nerf.nerf.resumed_edit import FREE_ON_RESUME
 from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_run import SourceRun, read_run_config
-from cds_nerf.recipe.options import PARSER, command_line, normalised, parse
+from cds_nerf.nerf.train_options import PARSER, command_line, normalised, parse
 from cds_nerf.recipe.origin import Origin
 from cds_nerf.recipe.recipe import Recipe
 from cds_nerf.termination import on_sigterm
@@ -306,7 +306,7 @@ def _options(recipe: Recipe, output: Path, key: str, method: str, name: str) -> 
         given = normalised(getattr(recipe, key), method, MANAGED)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
-    options = normalised(WATCHING, method, {}) | given
+    options = normalised(WATCHING, method) | given
     options |= {
         "output-dir": [str(output.parent)],
         "experiment-name": [output.name],

@@ -8,8 +8,8 @@ from nerfstudio.configs.method_configs import all_methods
 
 from cds_nerf import cli
 from cds_nerf.errors import UserError
+from cds_nerf.nerf.train_options import command_line, normalised, parse
 from cds_nerf.recipe import stages
-from cds_nerf.recipe.options import command_line, normalised, parse
 from cds_nerf.recipe.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]

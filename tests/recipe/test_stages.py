@@ -23,8 +23,8 @@ from cds_nerf import cli
 from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.source_run import read_checkpoint
+from cds_nerf.nerf.train_options import parse
 from cds_nerf.recipe import stages
-from cds_nerf.recipe.options import parse
 from cds_nerf.shapes.dataset import Capture, write_capture
 
 SMALL = {

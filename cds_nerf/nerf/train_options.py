@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import tyro
@@ -22,13 +23,15 @@ PARSER = "pipeline.datamanager.dataparser"
 DEFAULT_PARSER = "nerfstudio-data"
 
 
-def normalised(options: Mapping[str, Any], method: str, managed: Mapping[str, str]) -> dict[str, list[str]]:
+def normalised(
+    options: Mapping[str, Any], method: str, managed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, list[str]]:
     """Options as words of a command line by their names in dashes, each known to the method.
 
     Args:
         options: by dotted name, with dashes or underscores; values as YAML has them.
         method: of ns-train.
-        managed: options that the recipe sets itself, with the key that sets them.
+        managed: options that a recipe sets itself, with the key that sets them.
 
     Raises:
         UserError: if an option is unknown, managed, given twice, or not one of its choices; the nearest right one is
@@ -62,12 +65,17 @@ def command_line(method: str, options: Mapping[str, list[str]]) -> list[str]:
     own, parser = [method], []
     for name, words in options.items():
         if name.startswith(f"{PARSER}."):
-            parser += [f"--{name.removeprefix(f'{PARSER}.')}", *words]
+            parser += _option(name.removeprefix(f"{PARSER}."), words)
         elif name != PARSER:
-            own += [f"--{name}", *words]
+            own += _option(name, words)
     if parser or PARSER in options:
         own += [*options.get(PARSER, [DEFAULT_PARSER]), *parser]
     return own
+
+
+def _option(name: str, words: list[str]) -> list[str]:
+    """An option with its value; one that begins with a dash would be taken for an option of its own."""
+    return [f"--{name}={words[0]}"] if len(words) == 1 and words[0].startswith("-") else [f"--{name}", *words]
 
 
 def parse(words: list[str]) -> TrainerConfig:
@@ -126,4 +134,4 @@ def _nearest_option(name: str, names: Collection[str]) -> str:
 
 
 def _words(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    return [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
