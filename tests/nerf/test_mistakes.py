@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT, run, write_capture
 
 from cds_nerf.errors import Interrupted, UserError
-from cds_nerf.fields.ray_field import RayField
 from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.nerf.view_store import ViewStore
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_other_pose_normalisation_is_refused(edit_config, tmp_path):
 
 
 def test_what_the_guidance_cannot_take_is_told_before_the_source_is_rendered(edit_config, monkeypatch):
-    monkeypatch.setattr(RayField, "render_view", lambda *_: pytest.fail("a view was rendered"))
+    monkeypatch.setattr(ViewStore, "latents", lambda *_: pytest.fail("a view was rendered"))
     assert "patch_sizes has 50" in message_of(edit_config(pipeline__guidance__patch_sizes=(1, 50)))
 
 
