@@ -97,7 +97,8 @@ def _other(files: Iterable[Path], record: EditRecord, interrupted_counts: bool) 
         if difference := record.difference(found):
             return f"{file} is another edit, {difference}"
         if not (found.is_finished or interrupted_counts):
-            return f"{file} was interrupted after {found.settings['steps_done']} of {found.settings['steps']} steps"
+            done, steps = (found.settings.get(name) for name in ("steps_done", "steps"))
+            return f"{file} was interrupted after {done} of {steps} steps"
     return None
 
 

@@ -48,7 +48,7 @@ class EditRecord:
                     texts = file.metadata() or {}
             else:
                 texts = read_texts(path)
-            return cls(dict(json.loads(texts[SETTINGS_KEY])), dict(json.loads(texts[CONTENT_KEY])))
+            return cls(dict(json.loads(texts[SETTINGS_KEY])), dict(json.loads(texts.get(CONTENT_KEY, "{}"))))
         except Exception:  # another program's file, whole or broken, which raises anything
             return None
 
@@ -63,6 +63,8 @@ class EditRecord:
 
     def difference(self, other: EditRecord) -> str | None:
         """What makes the other one another edit, in words; None if it is the same, as far as it was made."""
+        if not other.content:
+            return "of an image that it does not tell, as version 0.1.0 made them"
         for name in sorted({*self.content, *other.content}):
             if self.content.get(name) != other.content.get(name):
                 return f"of another {name}"

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from cds_nerf.errors import UserAdvice, UserError
 from cds_nerf.fields.gathering import SeenMap, can_project, gather
 from cds_nerf.files import whole_file
+from cds_nerf.image_files import open_upright, reading
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.pictures import read_mask
 
@@ -322,6 +323,7 @@ def _read_painted(path: Path, camera: Cameras) -> Float[Tensor, "1 height width"
     if not path.exists():
         return None
     mask = read_mask(path, size=(int(camera.width), int(camera.height)), image="the view")
-    with Image.open(path) as file:
-        written, pixels = file.info.get(WRITTEN_BY), file.tobytes()
-    return None if written == hashlib.sha256(pixels).hexdigest() else to_tensor(mask)
+    with reading(path):
+        picture = open_upright(path)
+    is_as_written = picture.info.get(WRITTEN_BY) == hashlib.sha256(picture.tobytes()).hexdigest()
+    return None if is_as_written else to_tensor(mask)

@@ -14,6 +14,7 @@ from cds_nerf.files import whole_file
 from cds_nerf.image import edit, edit_file
 from cds_nerf.image.latent_descent import descend_latents
 from cds_nerf.image.record import EditRecord
+from cds_nerf.pictures import write_png
 
 CAT = "photos/cat.png"
 SIDES = ("--pair", "--strip", "--plot", "--latents")
@@ -248,3 +249,15 @@ def test_file_names_that_are_no_utf_8_are_recorded(model: str, photos: Path) -> 
     assert len(files("edited")) == 5
     with Image.open("edited/caf-a-pig.png") as image:
         assert json.loads(image.info["cds-nerf"])["image"] == name
+
+
+def test_an_edit_that_does_not_tell_its_image_is_another(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert image_command(model, CAT) == 0
+    with Image.open("edited/cat-a-pig.png") as edited:
+        settings = json.loads(edited.info["cds-nerf"])
+    write_png(Path("edited/cat-a-pig.png"), noise(), settings)
+    assert image_command(model, CAT) == 0
+    assert "edited/cat-a-pig.png is another edit, of an image that it does not tell" in capsys.readouterr().out
+    assert files("edited") == ["cat-a-pig-2.png", "cat-a-pig.png"]
