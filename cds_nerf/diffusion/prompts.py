@@ -102,6 +102,8 @@ def with_inversions(prompt: str, tokenizer: Any) -> str:
     """A prompt in which the word of a textual inversion stands for as many tokens as it has vectors."""
     from diffusers.loaders import TextualInversionLoaderMixin
 
+    if set(tokenizer.added_tokens_encoder) <= set(tokenizer.all_special_tokens):
+        return prompt
     return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
 
 

@@ -83,6 +83,14 @@ class TestSeen:
         with pytest.raises(UserError, match="differ only beyond"):
             diffusion.check_prompts(common, f"{common} z")
 
+    def test_long_ones_are_looked_at_without_a_library_s_warnings(
+        self, diffusion: LatentDiffusion, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        diffusion.check_prompts("a fox and a wolf and a cat", "a wolf and a fox and a cat")
+        with pytest.warns(UserAdvice, match="longer than the model's 16 tokens"):
+            diffusion.encode_prompt("a fox and a wolf and a cat")
+        assert "longer than" not in caplog.text + capfd.readouterr().err
+
     def test_sdxl_s_second_text_encoder_sees_the_difference_too(self) -> None:
         diffusion = as_diffusion(make_xl_pipeline())
         with pytest.raises(UserError, match="alike"):

@@ -65,6 +65,8 @@ def test_demo_from_end_to_end(tmp_path, monkeypatch, capsys):
     }
     keys["edit"] |= {
         "max-num-iterations": 2,
+        "optimizers.fields.scheduler.warmup-steps": 1,
+        "optimizers.proposal-networks.scheduler.warmup-steps": 1,
         "pipeline.guidance-resolution": 16,
         "pipeline.orbit-frames": 2,
         "machine.device-type": "cpu",
