@@ -19,6 +19,8 @@ DRAWN = 0.5
 a relevance map."""
 COLOURED = 0.05
 """Share of the visible pixels that have a colour in a drawing, at most."""
+LOOKED_AT = 500_000
+"""How many of the visible pixels are looked at for that, at most."""
 
 
 def as_mask(image: Image.Image) -> Image.Image:
@@ -59,7 +61,7 @@ def _brightness(image: Image.Image) -> NDArray[np.uint8]:
 
 def _is_labels(image: Image.Image) -> bool:
     """Whether a picture with a palette means the indices into it, and not the colours."""
-    used = np.unique(np.asarray(image))
+    used = np.flatnonzero(np.bincount(np.asarray(image).ravel()))
     palette = np.zeros((256, 3), dtype=int)
     given = np.reshape(image.getpalette("RGB") or [], (-1, 3))
     palette[: len(given)] = given
@@ -70,6 +72,7 @@ def _is_labels(image: Image.Image) -> bool:
 
 def _is_drawing(colours: NDArray[np.uint8]) -> bool:
     """Whether pixels [N,3] are those of a drawing in black and white, or of a map that is mostly black or white."""
+    colours = colours[:: len(colours) // LOOKED_AT + 1]
     spread, grey = np.ptp(colours, axis=1), colours.mean(axis=1)
     drawn = (spread <= COLOURLESS) & ((grey <= NEAR) | (grey >= 255 - NEAR))
     return bool(drawn.sum() >= DRAWN * len(colours) and (spread > COLOURLESS).sum() <= COLOURED * len(colours))
