@@ -47,7 +47,8 @@ def make_diffusion() -> MakeDiffusion:
             unet=pipeline.unet.to(dtype),
             scheduler=pipeline.scheduler,
             vae=pipeline.vae.to(dtype),
-            text_encoder=pipeline.text_encoder.to(dtype),
+            # In double precision transformers 4 cannot mask.
+            text_encoder=pipeline.text_encoder.to(torch.float32 if dtype == torch.float64 else dtype),
             tokenizer=pipeline.tokenizer,
         )
 

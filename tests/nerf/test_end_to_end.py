@@ -29,8 +29,8 @@ from torchmetrics.functional.image.lpips import _LPIPS
 SMALL_MODEL = [
     *("--pipeline.model.num-levels", 8, "--pipeline.model.log2-hashmap-size", 14, "--pipeline.model.max-res", 512),
     *("--pipeline.model.hidden-dim", 32, "--pipeline.model.hidden-dim-color", 32),
-    *("--pipeline.model.num-nerf-samples-per-ray", 24, "--pipeline.model.num-proposal-samples-per-ray", 48),
-    *("--pipeline.model.num-proposal-iterations", 1, "--pipeline.datamanager.train-num-rays-per-batch", 1024),
+    *("--pipeline.model.num-nerf-samples-per-ray", 16, "--pipeline.model.num-proposal-samples-per-ray", 32),
+    *("--pipeline.model.num-proposal-iterations", 1, "--pipeline.datamanager.train-num-rays-per-batch", 512),
 ]
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def view(config: Path, work: Path) -> None:
 def test_every_command_runs_on_the_edit(method, command, work, diffusion_folder, tmp_path):
     anew = method == "cds-source"
     command(
-        *("ns-train", method, "--data", "photos", "--max-num-iterations", 200, "--vis", "tensorboard", *SMALL_MODEL),
+        *("ns-train", method, "--data", "photos", "--max-num-iterations", 60, "--vis", "tensorboard", *SMALL_MODEL),
         *("--machine.device-type", "cpu", "--pipeline.datamanager.camera-res-scale-factor", 0.5),
     )
     source = only(work / "outputs" / "photos" / method)
