@@ -49,9 +49,9 @@ def settle_new_edit(config: EditConfig) -> None:
             f"{config.get_base_dir()} holds a run already: choose another --timestamp, "
             f"or continue it with --pipeline.resume-from {config.get_base_dir()}"
         )
-    check_renders(config, source)
     groups = source.parameter_groups()
     _check_groups(config, groups)
+    check_renders(config, source)
     pipeline.diffusion_model = pipeline.diffusion_model.anchored()
     pipeline.diffusion_model.check(
         pipeline.source_prompt, pipeline.target_prompt, PROMPT_FLAGS, default_device=config.machine.device_type

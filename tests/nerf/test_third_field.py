@@ -7,6 +7,7 @@ import torch
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT
 from textured_plane import PlaneField, PlaneModel, PlaneModelConfig
 
+from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.fields.kinds import KINDS
 from cds_nerf.nerf.datamanager import CDSDataManagerConfig
@@ -21,7 +22,7 @@ def pipeline(capture, diffusion_folder, tmp_path, monkeypatch) -> CDSPipeline:
         model=PlaneModelConfig(),
         source_prompt=SOURCE_PROMPT,
         target_prompt=TARGET_PROMPT,
-        diffusion=str(diffusion_folder),
+        diffusion_model=DiffusionOptions(model=str(diffusion_folder)),
         guidance_resolution=16,
         orbit_frames=2,
         source_checkpoint=tmp_path / "source.ckpt",

@@ -13,7 +13,6 @@ import torch
 import tyro
 import yaml
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, method_configs
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.scripts import train
 from nerfstudio.utils.eval_utils import eval_setup
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT, fresh, load_checkpoint, run, train_source
@@ -89,10 +88,9 @@ def test_data_parser_that_is_named_again_keeps_the_source_s_settings(words, far_
     assert settled(*words, "nerfstudio-data").pipeline.datamanager.dataparser.scale_factor == 0.5
     typed = settled(*words, "nerfstudio-data", "--downscale-factor", "2").pipeline.datamanager.dataparser
     assert (typed.scale_factor, typed.downscale_factor) == (0.5, 2)
-    assert settled(*words, "nerfstudio-data", "--scale-factor=1").pipeline.datamanager.dataparser.scale_factor == 1
+    assert "the poses are normalised otherwise" in message_of(*words, "nerfstudio-data", "--scale-factor=1")
     assert settled(*words, "nerfstudio-data", "--data", str(capture)).pipeline.datamanager.data == capture
-    other = settled(*words, "blender_data", "--scale_factor", "1.0")
-    assert type(other.pipeline.datamanager.dataparser) is BlenderDataParserConfig
+    assert "BlenderDataParser cannot read the data" in message_of(*words, "blender_data", "--scale_factor", "1.0")
 
 
 def test_word_for_a_prompt_chooses_no_data_parser(words, far_source):
@@ -162,7 +160,7 @@ def test_group_that_the_source_does_not_have_is_named(words, capture, tmp_path):
     assert re.search(
         r"--optimizers\.proposal-networks\.optimizer\.lr: the source has no such group, but .*field", message
     )
-    assert settled(*words, "--optimizers.fields.optimizer.lr", "0.1").optimizers["fields"]["optimizer"].lr == 0.1
+    assert "does not fit" in message_of(*words, "--optimizers.fields.optimizer.lr", "0.1")
 
 
 # Runs that exist are not trained over.
