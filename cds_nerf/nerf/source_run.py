@@ -170,7 +170,8 @@ def read_run_config(directory: Path, exactly: bool = False) -> TrainerConfig:
         )
     config, left_out = load_config(path)
     if not isinstance(config, TrainerConfig):
-        raise UserError(f"{path} is not the configuration of a nerfstudio run")
+        what = f", but {absent}: {WAY_OUT}" if (absent := absent_in(config)) else ""
+        raise UserError(f"{path} is not the configuration of a nerfstudio run{what}")
     pipeline: Any = config.pipeline
     for name, part, kind in (
         ("pipeline", pipeline, VanillaPipelineConfig),

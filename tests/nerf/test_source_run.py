@@ -138,6 +138,10 @@ def test_edit_of_another_version_is_not_resumed(edit_config):
             lambda text: text.replace("NerfstudioDataParserConfig", "OldParserConfig"),
             r"pipeline\.datamanager\.dataparser with .*OldParserConfig",
         ),
+        (
+            lambda _: "!!python/object:nerfstudio.configs.base_config.Config {}",
+            r"is not the .*, but .*base_config\.Config",
+        ),
         (lambda _: "a: 1", "is not the configuration of a nerfstudio run"),
         (lambda _: "", "is not the configuration of a nerfstudio run"),
     ],
