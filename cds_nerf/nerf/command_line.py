@@ -54,7 +54,8 @@ def keep_what_was_typed() -> None:
 def _is_nerfstudio_command() -> bool:
     """Whether this process is one of nerfstudio's commands, and not a program that imports it."""
     file = getattr(sys.modules["__main__"], "__file__", None) or ""
-    return Path(sys.argv[0]).name.startswith("ns-") or Path(nerfstudio.__file__).parent in Path(file).resolve().parents
+    package = Path(nerfstudio.__file__).resolve().parent
+    return Path(sys.argv[0]).name.startswith("ns-") or package in Path(file).resolve().parents
 
 
 def tell_in_one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -217,10 +217,25 @@ def test_killed_edit_resumes_to_the_uninterrupted_one(command, work, source_run,
     assert_equal_states(load_checkpoint(killed), load_checkpoint(runs / "whole"))
 
 
-def test_mistake_is_one_line_and_status_1(tmp_path):
-    words = [shutil.which("ns-train"), "cds", "--load-dir", "nowhere", "--prompt", "a wolf"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        (
+            ["ns-train"],
+            ["--load-config", "run/config.yml"],
+            "cds: --load-config run/config.yml makes nerfstudio train that run anew",
+        ),
+        (
+            [sys.executable, "-m", "nerfstudio.scripts.train"],
+            ["--load-dir", "nowhere", "--prompt", "a wolf"],
+            "cds: --pipeline.source-prompt is missing",
+        ),
+    ],
+)
+def test_mistake_is_one_line_and_status_1(tmp_path, program, words, message):
+    program = [shutil.which(program[0]), *program[1:]]
+    done = subprocess.run([*program, "cds", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("cds: --pipeline.source-prompt is missing")
+    assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert not list(tmp_path.iterdir())
