@@ -30,7 +30,7 @@ def check_renders(config: EditConfig, source: SourceRun) -> None:
         check_pose_normalisation(source.directory, pipeline.datamanager.train_dataparser_outputs)
         camera = pipeline.field.cameras(pipeline.datamanager.train_dataset.cameras[:1])
         pipeline.field.render_view(rescale_camera(camera, shorter_side=2, multiple=2), index=0, seed=0)
-    except (UserError, torch.OutOfMemoryError):
+    except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the code of a method, which may be anybody's, meets where it is a stranger
         raise UserError(
