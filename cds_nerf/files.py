@@ -15,6 +15,8 @@ from cds_nerf.errors import UserError, first_line
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a write ends with that is no mistake of the program's."""
+TORCH_WRITE_FAILURES = ("PytorchStreamWriter failed writing", "unexpected pos")
+"""In what torch says when it cannot write a checkpoint: of the write, and of the end that the file then has not."""
 PARTIAL = ".partial-"
 """How the name of what is being written begins; a random part and the name that it will have follow."""
 
@@ -95,6 +97,6 @@ def write_failure(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, SafetensorError) and "os error" in str(error):
         return first_line(error)
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in str(error):
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_WRITE_FAILURES):
         return "the checkpoint cannot be written, most likely because the disk is full"
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cds_nerf.nerf.configuration import EditConfig
+from cds_nerf.nerf.datamanager import CDSDataManagerConfig
 
 LEAST_RAYS_PER_CHUNK = 512
 """Fewer save nothing that counts."""
@@ -32,18 +33,22 @@ def where_memory_ran_out(config: EditConfig, run: Path, steps: int) -> str:
 
 def _settings_that_take_less(config: EditConfig) -> tuple[list[str], list[str]]:
     """Words of a command line: what may change while an edit is under way, which is slower but as good; and others."""
-    pipeline = config.pipeline
-    device = pipeline.guidance_device or config.machine.device_type
-    free, fixed = [], []
-    if pipeline.rays_per_chunk > LEAST_RAYS_PER_CHUNK:
-        free.append(f"--pipeline.rays-per-chunk {max(pipeline.rays_per_chunk // 4, LEAST_RAYS_PER_CHUNK)}")
-    if pipeline.guidance_device is None and device != "cpu":
-        free.append(f"--pipeline.guidance-device {'cuda:1' if torch.cuda.device_count() > 1 else 'cpu'}")
-    if (pipeline.guidance_dtype or ("float32" if device == "cpu" else "float16")) == "float32":
-        free.append("--pipeline.guidance-dtype bfloat16")
-    if pipeline.draws_per_view > 1:
-        fixed.append("--pipeline.draws-per-view 1")
-    fixed.append("a smaller --pipeline.guidance-resolution")
-    if pipeline.guidance.w_cut:
-        fixed.append("--pipeline.guidance.w-cut 0")
-    return free, fixed
+    pipeline, model = config.pipeline, config.pipeline.diffusion_model
+    device = model.device or config.machine.device_type
+    dtype = model.dtype or ("float32" if device == "cpu" else "float16")
+    can = {
+        "--pipeline.diffusion-model.gradient-checkpointing True": not model.gradient_checkpointing,
+        f"--pipeline.rays-per-chunk {max(pipeline.rays_per_chunk // 4, LEAST_RAYS_PER_CHUNK)}": (
+            pipeline.rays_per_chunk > LEAST_RAYS_PER_CHUNK and isinstance(pipeline.datamanager, CDSDataManagerConfig)
+        ),
+        "--pipeline.guidance-device cuda:1": model.device is None and torch.cuda.device_count() > 1,
+        "--pipeline.diffusion-model.cpu-offload True": not model.cpu_offload and device != "cpu",
+        "--pipeline.guidance-dtype bfloat16": dtype == "float32",
+        "--pipeline.diffusion-model.vae-tiling True": not model.vae_tiling,
+    }
+    can_anew = {
+        "--pipeline.draws-per-view 1": pipeline.draws_per_view > 1,
+        "a smaller --pipeline.guidance-resolution": True,
+        "--pipeline.guidance.w-cut 0": bool(pipeline.guidance.w_cut),
+    }
+    return [words for words, lowers in can.items() if lowers], [words for words, lowers in can_anew.items() if lowers]

@@ -51,6 +51,10 @@ class CDSTrainer(FiniteStepsTrainer):
         try:
             with on_sigterm(self.terminate):
                 yield
+        except UserError as error:
+            if error.__cause__ is None or write_failure(error.__cause__) is None:
+                raise
+            raise UserError(f"{error}; with room on the disk, {goes_on}") from error
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; {goes_on}") from error
         except Terminated as error:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import re
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from small_edit import edit_config_for, fresh, load_checkpoint, run, train_source
+from PIL import Image
+from safetensors.torch import save_file
+from small_edit import VIEWS, edit_config_for, fresh, load_checkpoint, run, train_source
 from test_edit import assert_equal_states
 from test_mistakes import message_of
 
 from cds_nerf import CDSGuidance, LatentDiffusion
 from cds_nerf.errors import Interrupted, Terminated, UserError
 from cds_nerf.fields.ray_field import RayField
+from cds_nerf.files import write_failure
 from cds_nerf.guidance import CDSGuidanceConfig
 from cds_nerf.nerf import finite_steps
 from cds_nerf.nerf import pipeline as pipeline_module
+from cds_nerf.nerf.datamanager import CDSDataManager
 from cds_nerf.nerf.edit_renders import EditRenders
 from cds_nerf.nerf.method import cds_source
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.safe_trainer import SafeTrainer
+from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 Losses = dict[str, torch.Tensor]
 
@@ -326,3 +336,180 @@ def test_source_that_is_terminated_is_saved_too(capture, tmp_path, monkeypatch):
         train_source(fresh(cds_source.config), capture, tmp_path)
     (path,) = tmp_path.rglob("*.ckpt")
     assert torch.load(path, weights_only=True)["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "settings"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), {}),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), {}),
+        (MemoryError(), {"pipeline__draws_per_view": 2}),
+    ],
+)
+def test_too_little_memory_at_the_first_step_is_answered_with_what_costs_least_first(
+    edit_config, monkeypatch, error, settings
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CDSPipeline, "get_train_loss_dict", fail)
+    config = edit_config(**settings)
+    draws = ["--pipeline.draws-per-view 1"] if settings else []
+    assert message_of(config) == (
+        "cpu has too little memory: start again with one or more of these, the first costs least: "
+        + ", ".join(
+            [
+                "--pipeline.diffusion-model.gradient-checkpointing True",
+                "--pipeline.rays-per-chunk 1024",
+                "--pipeline.guidance-dtype bfloat16",
+                "--pipeline.diffusion-model.vae-tiling True",
+                *draws,
+                "a smaller --pipeline.guidance-resolution",
+                "--pipeline.guidance.w-cut 0",
+            ]
+        )
+    )
+
+
+def test_edit_that_ran_out_of_memory_under_way_goes_on_with_less(edit_config, monkeypatch):
+    config = edit_config(max_num_iterations=4)
+
+    def fail(_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        in_step(patch, lambda step: step == 2, fail)
+        message = message_of(config)
+    words = "--pipeline.diffusion-model.gradient-checkpointing True --pipeline.rays-per-chunk 1024 "
+    assert f"goes on at step 2 with: ns-train cds --pipeline.resume-from {config.get_base_dir()} {words}" in message
+    assert (
+        "a new edit takes less with a smaller --pipeline.guidance-resolution or --pipeline.guidance.w-cut 0" in message
+    )
+    less = {"pipeline__diffusion_model__gradient_checkpointing": True, "pipeline__rays_per_chunk": 1024}
+    run(edit_config(pipeline__resume_from=config.get_base_dir(), **less))
+    assert load_checkpoint(config.get_base_dir())["step"] == 3
+
+
+def test_checkpoint_that_the_disk_does_not_take_leaves_the_last_one(edit_config):
+    trainer = run(edit_config())
+    (good,) = trainer.checkpoint_dir.iterdir()
+    before = good.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)) as failure:
+            trainer.save_checkpoint(7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert write_failure(failure.value) is not None
+    assert list(trainer.checkpoint_dir.iterdir()) == [good] and good.read_bytes() == before
+    assert not list(trainer.base_dir.glob(".partial-*"))
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cds_nerf.locking import hold
+hold(Path(sys.argv[1]) / ".lock", "")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def edited_elsewhere() -> Iterator[Callable[[Path], int]]:
+    """Lets another process be at work in a run's folder; its number."""
+    processes = []
+
+    def hold(folder: Path) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", HOLDER, folder]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process.pid
+
+    yield hold
+    for process in processes:
+        process.communicate()
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_edit_that_runs_already_is_not_gone_on_with(edit_config, edited_elsewhere):
+    config = edit_config(max_num_iterations=2)
+    run(config)
+    folder = config.get_base_dir()
+    process, before = edited_elsewhere(folder), files(folder)
+    message = message_of(edit_config(pipeline__resume_from=folder, max_num_iterations=4))
+    assert message.startswith(f"{folder} is being made already, by process {process} on ")
+    assert files(folder) == before
+
+
+def test_two_edits_that_would_have_one_folder_are_told(edit_config, edited_elsewhere):
+    config = edit_config(timestamp="now")
+    config.set_timestamp()  # as the other one does, before either has made the folder
+    process = edited_elsewhere(config.get_base_dir())
+    with pytest.raises(UserError, match=f"is being made already, by process {process} on "):
+        config.save_config()
+    assert not files(config.get_base_dir())
+
+
+def test_edit_in_the_same_process_gives_its_folder_back(edit_config):
+    config = edit_config()
+    run(config)
+    with pytest.raises(UserError):
+        run(edit_config(timestamp="refused", pipeline__guidance__patch_sizes=(1, 50)))
+    for folder in (config.get_base_dir(), config.get_base_dir().with_name("refused")):
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+CONTENTS = {"cut off": lambda whole: whole[: len(whole) // 2], "foreign": lambda whole: b"something else"}
+PLACES = {
+    "nerfstudio_models/step-000000001.ckpt": r"the checkpoint .* cannot be read .* It is left as it is\.",
+    "config.yml": r"config\.yml",
+    "source/latents/0000{view}.safetensors": r"cannot be read .* move this file away, and it is made anew",
+    "source/views/0000{view}.png": r"",
+    "gradient_strengths.json": r"cannot be read .* move it away",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize(("place", "told"), PLACES.items(), ids=PLACES)
+def test_what_is_broken_in_a_run_is_named_and_left(edit_config, monkeypatch, place, told, content):
+    config = edit_config(max_num_iterations=3, pipeline__guidance=CDSGuidanceConfig(relative_w_cut=0.5))
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        in_step(patch, lambda step: step == 1, terminate)
+        run(config)
+    folder = config.get_base_dir()
+    path = folder / place.format(view=view_of_step_2(config))
+    path.write_bytes(content(path.read_bytes()))
+    before = path.read_bytes()
+    message = message_of(edit_config(pipeline__resume_from=folder))
+    assert str(path) in message and re.search(told, message)
+    assert path.read_bytes() == before
+
+
+def view_of_step_2(config: CDSTrainerConfig) -> int:
+    """Which view the third step draws."""
+    return CDSDataManager.next_view(SimpleNamespace(train_dataset=range(VIEWS)), 2, config.machine.seed)
+
+
+@pytest.mark.parametrize("kind", ["latents", "views"])
+def test_source_view_of_another_size_is_named(edit_config, monkeypatch, kind):
+    config = edit_config(max_num_iterations=3)
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        in_step(patch, lambda step: step == 1, terminate)
+        run(config)
+    folder = config.get_base_dir() / "source" / kind
+    if kind == "latents":
+        path = folder / f"0000{view_of_step_2(config)}.safetensors"
+        save_file({"latents": torch.zeros(1, 4, 9, 9)}, path)
+    else:
+        path = folder / f"0000{view_of_step_2(config)}.png"
+        Image.new("RGB", (8, 8)).save(path)
+    message = message_of(edit_config(pipeline__resume_from=config.get_base_dir()))
+    assert re.search(rf"{path} (is|holds) .*: move this file away, and it is made anew", message)
