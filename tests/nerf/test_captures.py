@@ -15,7 +15,7 @@ from nerfstudio.scripts.eval import ComputePSNR
 from nerfstudio.scripts.render import DatasetRender
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
-from small_edit import VIEWS, fresh, load_checkpoint, run, train_source, write_capture
+from small_edit import VIEWS, fresh, load_checkpoint, run, train_source, train_splat_source, write_capture
 
 from cds_nerf.errors import UserAdvice, UserError
 from cds_nerf.nerf.datamanager import CDSDataManagerConfig, downscale_factor
@@ -130,6 +130,22 @@ def test_edit_needs_neither_photographs_nor_masks(edit_of, own_capture, lose_pho
     _, pipeline, _, _ = eval_setup(folder / "config.yml")  # as ns-export does, which has no use for their colours
     rays, _ = pipeline.datamanager.next_train(0)
     assert len(rays) > 0
+
+
+def test_edit_of_splats_needs_no_photographs_either(edit_config, tmp_path):
+    capture = write_capture(tmp_path / "scene")
+    rewrite_transforms(capture, list_views(train=slice(2, None), val=slice(2)))
+    source = train_splat_source(capture, tmp_path / "source")
+    (capture / "images").rename(capture / "away")
+    config = edit_config(load_dir=source)
+    run(config)
+    folder = config.get_base_dir()
+    assert len(list((folder / "edited_views").iterdir())) == VIEWS - 2
+    assert len(render(folder)) == 4
+    with pytest.raises(UserError, match=r"2 files, of which 2 are not there: put them back"):
+        evaluate(folder)
+    render_held_out(source, folder / "held_out")
+    assert len(list((folder / "held_out").iterdir())) == 2
 
 
 def test_metrics_say_what_is_not_there(edit_of, own_capture, lose_photographs):
