@@ -71,11 +71,12 @@ def check_seen_prompts(
         names: what the user calls the two.
 
     Raises:
-        UserError: if a prompt has words that the model does not know, or the model sees both prompts as the same.
+        UserError: if a prompt has words that the model does not know, or the model sees both prompts as the same. Signs
+            that it does not know are warned of.
     """
     for name, prompt in zip(names, (source_prompt, target_prompt), strict=True):
-        _check_words(name, prompt, tokenizers[0][0])
         _warn_of_other_syntax(name, prompt, tokenizers[0][0])
+        _check_words(name, prompt, tokenizers[0][0])
 
     source, target = (
         [token_ids(prompt, tokenizer) for tokenizer, _ in tokenizers] for prompt in (source_prompt, target_prompt)
@@ -135,13 +136,17 @@ def unknown_words(prompt: str, tokenizer: Any) -> list[str]:
 
 
 def _check_words(name: str, prompt: str, tokenizer: Any) -> None:
-    unknown = ", ".join(map(repr, unknown_words(prompt, tokenizer)))
-    if unknown and (known := _closed_vocabulary(tokenizer)):
+    unknown = unknown_words(prompt, tokenizer)
+    words = ", ".join(repr(word) for word in unknown if word.isalpha())
+    if words and (known := _closed_vocabulary(tokenizer)):
         more = f", and {len(known) - WORDS_SHOWN} more" if len(known) > WORDS_SHOWN else ""
-        words = f"a, {', '.join(known[:WORDS_SHOWN])}{more}"
-        raise UserError(f"{name} has {unknown}, which the model does not know: its words are {words}")
-    if unknown:
-        warnings.warn(UserAdvice(f"{name} has {unknown}, which the model cannot read"), stacklevel=3)
+        known_words = f"a, {', '.join(known[:WORDS_SHOWN])}{more}"
+        raise UserError(f"{name} has {words}, which the model does not know: its words are {known_words}")
+    unread = unknown_words(OTHER_SYNTAX.sub(" ", prompt), tokenizer)  # that has been warned of
+    if unread:
+        warnings.warn(
+            UserAdvice(f"{name} has {', '.join(map(repr, unread))}, which the model cannot read"), stacklevel=3
+        )
 
 
 def _closed_vocabulary(tokenizer: Any) -> list[str]:
