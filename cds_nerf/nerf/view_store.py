@@ -143,9 +143,10 @@ class ViewStore:
         for what, values in (("colours", image), ("latents", latents)):
             if not are_finite([values]):
                 raise FloatingPointError(f"the {what} of the source's view {index} are not finite")
+        # The latents last: each drawn view asks for them, and a view that was cut short between the two is made again.
+        _save_picture(image, self._path("views", index))
         with whole_file(self._path("latents", index)) as file:
             save_file({"latents": latents}, file)
-        _save_picture(image, self._path("views", index))
 
     def _path(self, kind: str, index: int) -> Path:
         return self.folder / kind / f"{index:05d}.{'safetensors' if kind == 'latents' else 'png'}"
