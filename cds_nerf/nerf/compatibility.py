@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torchmetrics.image.lpip
+import trimesh
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
@@ -32,6 +33,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
+from cds_nerf.errors import UserError
 from cds_nerf.fields.splat_rasterization import rasterization
 
 
@@ -42,6 +44,7 @@ def apply() -> None:
     if not torch.cuda.is_available():
         draw_splats_without_cuda()
     let_validation_and_test_views_stand_for_each_other()
+    read_points_without_open3d()
 
 
 def load_checkpoints_safely() -> None:
@@ -211,6 +214,35 @@ def _without_cuda(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def read_points_without_open3d() -> None:
+    """Read the points that splats begin with where open3d, with which nerfstudio reads them, cannot be imported.
+
+    It needs libraries that are not everywhere, such as libusb and libGL, for what has nothing to do with points. No
+    upstream issue; can go when nerfstudio reads them with trimesh, which it has as well.
+    """
+    load_points = Nerfstudio._load_3D_points
+    if hasattr(load_points, "__wrapped__"):
+        return
+
+    @functools.wraps(load_points)
+    def load_3D_points(  # noqa: N802 - nerfstudio's name
+        self: Nerfstudio, ply_file_path: Path, transform_matrix: Tensor, scale_factor: float
+    ) -> dict[str, Tensor] | None:
+        try:
+            return load_points(self, ply_file_path, transform_matrix, scale_factor)
+        except (ImportError, OSError) as error:
+            if not ply_file_path.is_file():
+                raise UserError(f"the points {ply_file_path} are not there, which transforms.json names") from error
+            cloud: Any = trimesh.load(ply_file_path, process=False)
+        if not len(cloud.vertices):
+            return None
+        points = torch.tensor(np.asarray(cloud.vertices), dtype=torch.float32)
+        points = points @ transform_matrix[:, :3].T + transform_matrix[:, 3]
+        return {"points3D_xyz": points * scale_factor, "points3D_rgb": torch.tensor(np.asarray(cloud.colors)[:, :3])}
+
+    Nerfstudio._load_3D_points = load_3D_points  # type: ignore[method-assign]
 
 
 def copy_of(model: nn.Module) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from cds_nerf.nerf import command_line, compatibility
 from cds_nerf.nerf.device import default_device
 from cds_nerf.nerf.safe_trainer import SafeTrainer
-from cds_nerf.nerf.source_training import SourceTrainerConfig
+from cds_nerf.nerf.source_training import SourceTrainerConfig, SplatSourceTrainer
 from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 compatibility.apply()
@@ -64,4 +66,47 @@ cds_source = MethodSpecification(
         vis="viewer",
     ),
     description="nerfacto as a good source for cds: without appearance embedding, works offline.",
+)
+
+
+cds_splat_source = MethodSpecification(
+    config=SourceTrainerConfig(
+        _target=SplatSourceTrainer,
+        method_name="cds-splat-source",
+        max_num_iterations=30000,
+        steps_per_save=2000,
+        steps_per_eval_batch=0,  # as in nerfstudio's own splatfacto, which has no such losses
+        machine=MachineConfig(device_type=default_device()),
+        pipeline=VanillaPipelineConfig(
+            datamanager=FullImageDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True), cache_images_type="uint8"
+            ),
+            model=SplatfactoModelConfig(use_scale_regularization=True),  # needles show where an edit moves them
+        ),
+        optimizers={
+            "means": {
+                "optimizer": AdamOptimizerConfig(lr=1.6e-4, eps=1e-15),
+                "scheduler": ExponentialDecaySchedulerConfig(lr_final=1.6e-6, max_steps=30000),
+            },
+            "camera_opt": {
+                "optimizer": AdamOptimizerConfig(lr=1e-4, eps=1e-15),
+                "scheduler": ExponentialDecaySchedulerConfig(lr_final=5e-7, max_steps=30000),
+            },
+            **{
+                group: {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": None}
+                for group, rate in (
+                    ("features_dc", 0.0025),
+                    ("features_rest", 0.0025 / 20),
+                    ("opacities", 0.05),
+                    ("scales", 0.005),
+                    ("quats", 0.001),
+                    ("bilateral_grid", 2e-3),
+                )
+            },
+        },
+        logging=LoggingConfig(local_writer=LocalWriterConfig(enable=False)),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer",
+    ),
+    description="splatfacto as a good source for cds: without needles, works offline and without a GPU.",
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, TrainerConfig
 
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.checkpoints import checkpoint_files
+from cds_nerf.nerf.safe_trainer import SafeTrainer
 
 
 @dataclass
@@ -29,6 +31,34 @@ class SourceTrainerConfig(TrainerConfig):
                 f"{self.get_base_dir()} holds a run already: choose another --timestamp, or go on with it by "
                 f"--timestamp {self.timestamp} --load-dir {folder}"
             )
+
+
+class SplatSourceTrainer(SafeTrainer):
+    """Trains splats; the bar says how many there are, in place of lines between."""
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Set up, with a strategy that adds and removes Gaussians without a word."""
+        super().setup(test_mode)
+        self.pipeline.model.strategy.verbose = False  # type: ignore[union-attr]
+
+    def _load_checkpoint(self) -> None:
+        """Load the checkpoint to go on from, if there is one, and make optimizers of what has come from it.
+
+        splatfacto replaces its parameters when it loads, and nerfstudio's optimizers would move those from before.
+        """
+        super()._load_checkpoint()
+        loaded, self.optimizers = self.optimizers, self.setup_optimizers()
+        for mine, theirs in (
+            (self.optimizers.optimizers, loaded.optimizers),
+            (self.optimizers.schedulers, loaded.schedulers),
+        ):
+            for name, part in mine.items():
+                part.load_state_dict(theirs[name].state_dict())
+
+    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """One step."""
+        self.progress_notes["Gaussians"] = str(self.pipeline.model.num_points)
+        return super().train_iteration(step)
 
 
 def check_no_training_anew(config: SourceTrainerConfig) -> None:

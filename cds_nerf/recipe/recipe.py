@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import yaml
 from cds_nerf.diffusion.model_name import DEFAULT_MODEL
 from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError, way_out
+
+SOURCE_METHODS = {"nerf": "cds-source", "splats": "cds-splat-source"}
+"""The kinds of fields that a recipe can reconstruct, and the methods of ns-train that make them."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,23 @@ class Recipe:
     target_prompt: str
     """Describes the scene as it should become, such as "a photo of a wolf"."""
     output: Path
-    """Folder for all that is made: the runs in cds-source/ and cds/, pictures of the held-out views in held_out/."""
+    """Folder for all that is made: the runs in cds-source/ (or cds-splat-source/) and cds/, pictures of the held-out
+    views in held_out/."""
     capture: Path | None = None
     """The data to reconstruct, as for ns-train's --data. Needed where source_run is not given."""
     source_run: Path | None = None
     """The folder of a run to edit; the source stage is left out then. Its data is taken from the capture, if given."""
+    field: str = "nerf"
+    """What the capture is reconstructed as: nerf (by cds-source) or splats (by cds-splat-source)."""
     diffusion: str = DEFAULT_MODEL
     """The diffusion model: a hub id, a diffusers folder, a .safetensors checkpoint, or "shapes" for the bundled one."""
     name: str | None = None
     """Of the edit, for its folders; by default made of the target prompt. Another name makes another edit."""
     seed: int = 0
     """Of both stages."""
-    source: dict[str, Any] = field(default_factory=dict)
-    """Options of `ns-train cds-source` by name, such as `pipeline.model.num-levels: 8`."""
-    edit: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of `ns-train cds-source`, or cds-splat-source, by name, such as `pipeline.model.num-levels: 8`."""
+    edit: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of `ns-train cds` by name, such as `pipeline.guidance.w-cut: 30`."""
 
 
@@ -79,6 +85,8 @@ def _recipe(content: dict[Any, Any]) -> Recipe:
     check_prompts(recipe.source_prompt, recipe.target_prompt)
     if recipe.capture is None and recipe.source_run is None:
         raise UserError("capture is missing: give the data to reconstruct, or a source_run to edit")
+    if "field" in values and recipe.source_run is not None:
+        raise UserError("field says how a capture is reconstructed, but there is a source_run: give one of them")
     return recipe
 
 
@@ -96,6 +104,8 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{name} is {value!r}; it must be a text")
+    if name == "field" and value not in SOURCE_METHODS:
+        raise UserError(f"field is {value!r}: {way_out(value, SOURCE_METHODS)}")
     if name == "name" and ("/" in value or value.startswith(".") or value == "source"):
         raise UserError(f"name is {value!r}; it must be a folder's name, without / or a dot before it, and not source")
     if name not in ("capture", "source_run", "output"):

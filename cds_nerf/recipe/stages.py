@@ -27,7 +27,7 @@ from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_run import SourceRun, read_run_config
 from cds_nerf.nerf.train_options import PARSER, command_line, normalised, parse
 from cds_nerf.recipe.origin import Origin
-from cds_nerf.recipe.recipe import Recipe
+from cds_nerf.recipe.recipe import SOURCE_METHODS, Recipe
 from cds_nerf.termination import on_sigterm
 
 SETTINGS_FILE = "recipe.json"
@@ -271,14 +271,20 @@ def _show(checkpoint: Path, folder: Path, data: Path | None) -> None:
 
 
 def _source_stage(recipe: Recipe, output: Path) -> Stage:
-    options = _options(recipe, output, "source", "cds-source", "run")
+    method = SOURCE_METHODS[recipe.field]
+    for field, other in SOURCE_METHODS.items():
+        if other != method and (output / other).exists():
+            raise UserError(
+                f"{output} holds a source whose field is {field}, the recipe says {recipe.field}: choose another output"
+            )
+    options = _options(recipe, output, "source", method, "run")
     if PARSER not in options and not _has_transforms(recipe.capture):
         raise UserError(
             f"capture {recipe.capture} has no transforms.json: make one with ns-process-data, or say with "
             f"`{PARSER}: colmap` in source what it is"
         )
-    config = parse(command_line("cds-source", options))
-    return Stage("source", "cds-source", output / "cds-source" / "run", options, config.max_num_iterations)
+    config = parse(command_line(method, options))
+    return Stage("source", method, output / method / "run", options, config.max_num_iterations)
 
 
 def _edit_stage(recipe: Recipe, output: Path) -> Stage:

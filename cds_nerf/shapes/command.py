@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from cds_nerf.errors import UserError
 from cds_nerf.shapes.scene import parse_caption
 
 
@@ -16,7 +17,8 @@ from cds_nerf.shapes.scene import parse_caption
 class MakeScene:
     """Make a capture of a scene of the world of shapes, as nerfstudio reads it, and the ground truth of its edits.
 
-    The output folder gets transforms.json, images/ and masks/ of the object; a quarter of the views is held out.
+    The output folder gets transforms.json, images/, masks/ of the object, and sparse_pc.ply, a point cloud for splats
+    to begin from; a quarter of the views is held out.
     edited/TARGET/ holds the same views of the edited scene.
     """
 
@@ -71,6 +73,7 @@ class RunDemo:
 
     EXAMPLES: ClassVar[str] = """For example:
   cds-nerf demo
+  cds-nerf demo --field splats
   cds-nerf demo --target "a photo of a red sphere on a wooden floor"
   cds-nerf demo --source "a green cone on a gray floor" --target "an orange cone on a gray floor" \\
     --output outputs/cone"""
@@ -79,10 +82,13 @@ class RunDemo:
     """Caption of the scene."""
     target: str = "a photo of a blue cube on a wooden floor"
     """Caption of what it is to become."""
+    field: Literal["nerf", "splats"] = "nerf"
+    """What the scene is reconstructed as: a nerfacto, or a splatfacto."""
     seed: int = 0
     """Of everything."""
-    output: Path = Path("outputs/demo")
-    """Folder for all that is made. Several targets of one source and seed may share it."""
+    output: Path | None = None
+    """Folder for all that is made; outputs/demo, or outputs/demo-splats. Several targets of one source and seed may
+    share it."""
     recipe: Path | None = None
     """A recipe with other settings than the demo's own; captions, seed and folders are the demo's."""
 
@@ -99,11 +105,16 @@ class RunDemo:
             parse_caption(caption)
         from cds_nerf.evaluation.scene_edit import quality_table
         from cds_nerf.shapes.classifier import AttributeClassifier
-        from cds_nerf.shapes.demo import BUNDLED_RECIPE, Demo
+
+        if self.recipe is not None and self.field == "splats":
+            raise UserError(f"--field is splats, but the recipe {self.recipe} says what its field is: leave one out")
+        from cds_nerf.shapes.demo import BUNDLED_RECIPE, SPLAT_RECIPE, Demo
 
         start = time.monotonic()
-        recipe = BUNDLED_RECIPE if self.recipe is None else self.recipe.expanduser()
-        demo = Demo.of(self.source, self.target, self.seed, self.output.expanduser(), recipe)
+        recipe = SPLAT_RECIPE if self.field == "splats" else BUNDLED_RECIPE
+        recipe = recipe if self.recipe is None else self.recipe.expanduser()
+        output = self.output or Path("outputs/demo-splats" if self.field == "splats" else "outputs/demo")
+        demo = Demo.of(self.source, self.target, self.seed, output.expanduser(), recipe)
         classifier = AttributeClassifier.from_pretrained()
         print(f"1/3 the scene, in {demo.scene}")
         demo.make_scene()
@@ -116,7 +127,7 @@ class RunDemo:
             f"\n{demo.capture.caption} -> {demo.target}, over the held-out views:\n\n{quality_table(quality)}\n\n"
             f"contact sheet: {report / 'contact_sheet.png'}\n"
             f"video:         {report / 'before_after.mp4'}\n"
-            f"before:        ns-viewer --load-config {demo.output / 'cds-source' / 'run' / 'config.yml'}\n"
+            f"before:        ns-viewer --load-config {demo.source / 'config.yml'}\n"
             f"after:         ns-viewer --load-config {demo.output / 'cds' / demo.name / 'config.yml'}\n"
             f"{(time.monotonic() - start) / 60:.1f} minutes"
         )

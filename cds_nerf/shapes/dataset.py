@@ -16,7 +16,7 @@ from torch import Tensor
 from cds_nerf.errors import UserError
 from cds_nerf.files import whole_folder
 from cds_nerf.progress import progress_bar
-from cds_nerf.shapes.render import focal_length, look_at_pose, render
+from cds_nerf.shapes.render import focal_length, look_at_pose, render, seen_points
 from cds_nerf.shapes.scene import Scene, parse_caption, vary
 
 ELEVATIONS = (math.radians(10), math.radians(50))
@@ -25,6 +25,10 @@ HELD_OUT_EVERY = 4
 """One view in so many is not trained on."""
 LEAST_VIEWS, LEAST_SIZE = HELD_OUT_EVERY, 16
 """A capture has at least so many views, of so many pixels a side."""
+POINTS = 4000
+"""Rays of all views together that look for points of the surfaces."""
+POINTS_FILE = "sparse_pc.ply"
+"""Where a capture's points are, as ns-process-data calls it."""
 SETTINGS_FILE = "scene.json"
 """Where a capture's settings are written down."""
 
@@ -86,7 +90,8 @@ def edit_name(target: str) -> str:
 def write_capture(capture: Capture, folder: Path) -> bool:
     """Write a capture: `transforms.json`, `images/`, the object's masks in `masks/`, and its settings in `scene.json`.
 
-    `transforms.json` does not name the masks: nerfstudio would train on the object's pixels alone.
+    `transforms.json` does not name the masks: nerfstudio would train on the object's pixels alone. It names a sparse
+    coloured point cloud, from which splats begin, as that of a capture does whose poses were found in photographs.
 
     Args:
         capture: what to write.
@@ -158,6 +163,7 @@ def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> Non
         frames.append({"file_path": f"images/{index:04d}.png", "transform_matrix": matrix})
     # From the middle of each four, so that no held-out view is at an end.
     held_out = [frame["file_path"] for frame in frames[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]]
+    _write_points(capture, scene, folder / POINTS_FILE)
     focal = focal_length(capture.size)
     transforms = {
         "camera_model": "OPENCV",
@@ -170,9 +176,22 @@ def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> Non
         "train_filenames": [frame["file_path"] for frame in frames if frame["file_path"] not in held_out],
         "val_filenames": held_out,
         "test_filenames": held_out,
+        "ply_file_path": POINTS_FILE,
         "frames": frames,
     }
     (folder / "transforms.json").write_text(json.dumps(transforms, indent=2) + "\n", "utf8")
+
+
+def _write_points(capture: Capture, scene: Scene, path: Path) -> None:
+    """Points of the surfaces, as PLY in text."""
+    generator = torch.Generator().manual_seed(capture.seed)
+    points, colors = seen_points(scene, capture.poses(), math.ceil(POINTS / capture.views), generator)
+    header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uint8 {color}" for color in ("red", "green", "blue")]
+    rows = zip(points.tolist(), (colors * 255).round().int().tolist(), strict=True)
+    lines = [*header, "end_header", *(f"{x:.5f} {y:.5f} {z:.5f} {r} {g} {b}" for (x, y, z), (r, g, b) in rows)]
+    path.write_text("\n".join(lines) + "\n", "utf8")
 
 
 def _save(pixels: Tensor, path: Path) -> None:

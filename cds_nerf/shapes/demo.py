@@ -22,12 +22,15 @@ from cds_nerf.errors import UserError
 from cds_nerf.evaluation.contact_sheet import contact_sheet
 from cds_nerf.evaluation.scene_edit import SceneQuality, quality_table, scene_quality
 from cds_nerf.files import whole_file
+from cds_nerf.recipe.recipe import SOURCE_METHODS
 from cds_nerf.shapes.classifier import AttributeClassifier
 from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
 from cds_nerf.shapes.scene import ATTRIBUTES, parse_caption
 
 BUNDLED_RECIPE = Path(__file__).parent / "demo.yaml"
 """The recipe that the demo follows unless it is given another."""
+SPLAT_RECIPE = Path(__file__).parent / "demo_splats.yaml"
+"""The one that reconstructs splats."""
 SHEET_VIEWS = 6
 """Held-out views on the contact sheet, at most."""
 
@@ -81,6 +84,11 @@ class Demo:
     def scene(self) -> Path:
         """Folder of the capture."""
         return self.output / "scene"
+
+    @property
+    def source(self) -> Path:
+        """Folder of the field's run, unedited."""
+        return self.output / SOURCE_METHODS[self.recipe.get("field", "nerf")] / "run"
 
     @property
     def name(self) -> str:

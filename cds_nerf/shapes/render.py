@@ -75,6 +75,38 @@ def render(
     return F.avg_pool2d(images, SAMPLES).clamp(0, 1), F.avg_pool2d(masks, SAMPLES)
 
 
+@torch.no_grad()
+def seen_points(
+    scene: Scene, poses: Float[Tensor, "views 3 4"], rays: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]:
+    """Points of the object and the floor that cameras see, as a reconstruction of photographs finds some of them.
+
+    Args:
+        scene: what there is to see.
+        poses: camera-to-world, see `look_at_pose`.
+        rays: through random places of each camera's image; those that meet a surface give a point each.
+        generator: draws the places.
+
+    Returns:
+        Places, and colours in 0..1.
+    """
+    half = math.tan(FIELD_OF_VIEW / 2)
+    places = (torch.rand(len(poses), rays, 2, generator=generator) * 2 - 1) * half
+    directions = torch.cat([places, -torch.ones_like(places[..., :1])], dim=-1)
+    directions = F.normalize(directions @ poses[:, :, :3].transpose(1, 2), dim=-1).reshape(-1, 3)
+    origins = poses[:, None, :, 3].expand(-1, rays, 3).reshape(-1, 3)
+    to_object, _ = _intersect(scene, origins, directions)
+    points = origins + torch.minimum(to_object, _to_floor(origins, directions))[:, None] * directions
+    near = points.norm(dim=1) < FLOOR_FADE[1]  # beyond, and in the sky, the horizon shows; infinite is not near
+    colors, _ = _trace(scene, origins[near], directions[near])
+    return points[near], colors.clamp(0, 1)
+
+
+def _to_floor(origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"]) -> Float[Tensor, " rays"]:
+    """The distance to the floor, infinite where a ray does not go down."""
+    return torch.where(directions[:, 2] < -1e-6, -origins[:, 2] / directions[:, 2], math.inf)
+
+
 def _trace(
     scene: Scene, origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"]
 ) -> tuple[Float[Tensor, "rays 3"], Bool[Tensor, " rays"]]:
@@ -82,7 +114,7 @@ def _trace(
     colors = _background(scene, directions)
     distance, normal = _intersect(scene, origins, directions)
     hit = distance.isfinite()
-    to_floor = torch.where(directions[:, 2] < -1e-6, -origins[:, 2] / directions[:, 2], math.inf)
+    to_floor = _to_floor(origins, directions)
     floor = ~hit & to_floor.isfinite()
 
     light = _light_axis(scene)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+
 import pytest
 import torch
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.utils.eval_utils import eval_setup
 from small_edit import load_checkpoint
 
+from cds_nerf.errors import UserError
 from cds_nerf.fields.splat_rasterization import rasterization
 from cds_nerf.nerf import compatibility
 
@@ -39,6 +44,29 @@ def test_splatfacto_starts_from_a_coloured_point_cloud():
     model = SplatfactoModelConfig().setup(scene_box=scene_box, num_train_data=1, seed_points=(points, colors))
     assert torch.equal(model.means, points)
     torch.testing.assert_close(model.colors, colors / 255)
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
+def test_points_are_read_where_open3d_is_not(form, tmp_path, monkeypatch):
+    """As open3d reads them, in the scene's coordinates."""
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    places, colors = [(0.0, 1.0, 2.0), (0.5, -1.0, 4.0)], [(255, 0, 7), (1, 2, 3)]
+    header = [f"format {form} 1.0", "element vertex 2", *(f"property float {axis}" for axis in "xyz")]
+    header += [f"property uint8 {color}" for color in ("red", "green", "blue")]
+    rows = [struct.pack("<fffBBB", *place, *color) for place, color in zip(places, colors, strict=True)]
+    if form == "ascii":
+        rows = [
+            f"{' '.join(map(str, (*place, *color)))}\n".encode() for place, color in zip(places, colors, strict=True)
+        ]
+    path = tmp_path / "points.ply"
+    path.write_bytes("\n".join(["ply", *header, "end_header", ""]).encode() + b"".join(rows))
+    parser = NerfstudioDataParserConfig(data=tmp_path).setup()
+    transform = torch.tensor([[0.0, -1, 0, 3], [1, 0, 0, 0], [0, 0, 1, 0]])
+    found = parser._load_3D_points(path, transform, 0.5)
+    assert found["points3D_xyz"].tolist() == [[1.0, 0.0, 1.0], [2.0, 0.25, 2.0]]
+    assert found["points3D_rgb"].tolist() == [list(color) for color in colors]
+    with pytest.raises(UserError, match=r"the points .*none\.ply are not there, which transforms\.json names"):
+        parser._load_3D_points(tmp_path / "none.ply", transform, 1.0)
 
 
 def test_cuda_still_means_cuda_elsewhere(splat_run):

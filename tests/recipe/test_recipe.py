@@ -10,7 +10,7 @@ from cds_nerf import cli
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.train_options import command_line, normalised, parse
 from cds_nerf.recipe import stages
-from cds_nerf.recipe.recipe import read_recipe
+from cds_nerf.recipe.recipe import SOURCE_METHODS, read_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +54,11 @@ def recipe(tmp_path, monkeypatch):
         ({"capture": "model"}, "capture model has no transforms.json"),
         ({"seed": -1}, "seed is -1; it must be a whole number"),
         ({"name": "a/b"}, "name is 'a/b'"),
+        ({"field": "splat"}, "field is 'splat': did you mean splats?"),
+        (
+            {"field": "nerf", "source_run": "model"},
+            "field says how a capture is reconstructed, but there is a source_run",
+        ),
         ({"source": 3}, "source is 3; it must hold options"),
         (
             {"source": {"pipeline.model.num-levls": 8}},
@@ -112,7 +117,7 @@ def test_options_reach_ns_train():
     assert config.optimizers["fields"]["optimizer"].lr == 2e-3
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "capture.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "demo-splats.yaml", "capture.yaml"])
 def test_the_recipes_that_are_shipped_are_right(name, tmp_path, monkeypatch):
     keys = yaml.safe_load((ROOT / "configs" / name).read_text())
     for commented in (ROOT / "configs" / name).read_text().splitlines():  # what the template offers is right as well
@@ -125,5 +130,5 @@ def test_the_recipes_that_are_shipped_are_right(name, tmp_path, monkeypatch):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(keys | {"diffusion": "any"}))
     recipe = read_recipe(path)
-    for key, method in (("source", "cds-source"), ("edit", "cds")):
+    for key, method in (("source", SOURCE_METHODS[recipe.field]), ("edit", "cds")):
         parse(command_line(method, normalised(getattr(recipe, key), method, stages.MANAGED)))

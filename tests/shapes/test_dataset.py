@@ -12,6 +12,7 @@ from PIL import Image
 
 from cds_nerf import cli
 from cds_nerf.errors import UserError
+from cds_nerf.nerf.compatibility import read_points_without_open3d
 from cds_nerf.shapes.dataset import Capture, write_capture, write_ground_truth
 from cds_nerf.shapes.render import FIELD_OF_VIEW, render
 from cds_nerf.shapes.scene import COLORS
@@ -74,6 +75,29 @@ def test_a_quarter_of_the_views_is_held_out(folder):
     assert sorted(names["train"] + names["val"]) == [f"{index:04d}" for index in range(CAPTURE.views)]
 
 
+def test_points_for_splats_are_on_the_surfaces_in_their_colours(folder):
+    """As nerfstudio reads them; where a camera sees the object's top, its image has the points' colours."""
+    read_points_without_open3d()
+    parser = NerfstudioDataParserConfig(
+        data=folder, orientation_method="none", center_method="none", auto_scale_poses=False, load_3D_points=True
+    ).setup()
+    outputs = parser.get_dataparser_outputs("train")
+    points, colors = outputs.metadata["points3D_xyz"], outputs.metadata["points3D_rgb"]
+    assert points.dtype == torch.float32 and colors.dtype == torch.uint8
+    assert 2000 < len(points) == len(colors) < 5000
+    on_floor, on_top = points[:, 2].abs() < 1e-4, (points[:, 2] - points[:, 2].max()).abs() < 1e-4
+    assert 0.3 < on_floor.float().mean() < 0.9 and on_top.float().mean() > 0.03
+    assert (colors[on_top].float().argmax(dim=1) == int(np.argmax(COLORS["red"]))).all()
+
+    pose = max(CAPTURE.poses(), key=lambda pose: pose[2, 3])  # which sees the top best
+    image, _ = render(CAPTURE.scene(), pose[None], 128)
+    offset = (points - pose[:, 3]) @ pose[:, :3]
+    places = offset[:, :2] * torch.tensor([1.0, -1.0]) / -offset[:, 2:] / math.tan(FIELD_OF_VIEW / 2)
+    seen = torch.nn.functional.grid_sample(image, places[None, None], align_corners=False)[0, :, 0].T
+    visible = (places.abs() < 1).all(dim=1) & on_top
+    assert (seen - colors / 255)[visible].abs().median() < 0.02
+
+
 def test_cameras_are_spread_over_the_orbit():
     for poses in (Capture.of(SOURCE).poses(), Capture.of(SOURCE).poses()[2::4]):
         azimuths = torch.atan2(poses[:, 1, 3], poses[:, 0, 3]).sort().values
@@ -111,7 +135,7 @@ def test_what_is_there_is_kept(folder, tmp_path, capsys):
     assert cli.main([*words, "--target", TARGET]) == 0
     assert f"kept {tmp_path / 'scene'}" in capsys.readouterr().out
     after = files(tmp_path / "scene")
-    assert len(after) == len(before) + 9 and after.items() > before.items()
+    assert len(after) == len(before) + 10 and after.items() > before.items()
     assert cli.main([*words, "--seed", "1"]) == 1
     assert "holds a scene whose seed is 0, not 1" in capsys.readouterr().err
     (tmp_path / "scene" / "scene.json").unlink()

@@ -11,11 +11,13 @@ from tiny_stable_diffusion import make_pipeline
 from cds_nerf import cli
 from cds_nerf.errors import UserError
 from cds_nerf.shapes.classifier import AttributeClassifier
-from cds_nerf.shapes.demo import BUNDLED_RECIPE, Demo
+from cds_nerf.shapes.demo import BUNDLED_RECIPE, SPLAT_RECIPE, Demo
 
 
-def test_the_recipe_is_shipped_and_complete():
-    assert (Path(__file__).parents[2] / "configs" / "demo.yaml").read_text() == BUNDLED_RECIPE.read_text()
+def test_the_recipes_are_shipped_and_complete():
+    configs = Path(__file__).parents[2] / "configs"
+    assert (configs / "demo.yaml").read_text() == BUNDLED_RECIPE.read_text()
+    assert (configs / "demo-splats.yaml").read_text() == SPLAT_RECIPE.read_text()
     demo = Demo.of("a white cone on a gray floor", "a green cone on a gray floor", 3, Path("out"))
     bundled = yaml.safe_load(BUNDLED_RECIPE.read_text())
     assert set(demo.recipe) == {*bundled, "name"}
@@ -33,6 +35,11 @@ def test_the_recipe_is_shipped_and_complete():
 def test_mistakes(source, target, told):
     with pytest.raises(UserError, match=told):
         Demo.of(source, target, 0, Path("out"))
+
+
+def test_a_recipe_says_what_its_field_is(capsys):
+    assert cli.main(["demo", "--field", "splats", "--recipe", "mine.yaml"]) == 1
+    assert "--field is splats, but the recipe mine.yaml says what its field is" in capsys.readouterr().err
 
 
 def test_recipe_with_a_source_of_its_own_is_refused(tmp_path):
