@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
@@ -13,6 +14,9 @@ from torch.nn import Parameter
 
 class Field(Protocol):
     """A scene that cameras see differentiably."""
+
+    model: Any
+    """nerfstudio's model of it."""
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """Cameras [N] as the model was trained to see through them; those that are given stay as they are."""
@@ -36,6 +40,20 @@ class Field(Protocol):
 
     def render_distance(self, camera: Cameras) -> Float[Tensor, "height width"] | None:
         """How far a camera [1] sees along the ray of each of its pixels, without gradients; None if it cannot tell."""
+
+    def anchor_loss(
+        self, source: Callable[[], Field], camera: Cameras, relevance: Float[Tensor, "1 height width"]
+    ) -> Float[Tensor, ""] | None:
+        """How far the field's parameters have gone from the source's outside of what is relevant.
+
+        Args:
+            source: gives the unedited field.
+            camera: one camera, as a batch [1].
+            relevance: of what it sees, in 0..1.
+
+        Returns:
+            None if its parameters have no place in the scene.
+        """
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """What an edit may move, by the names of its optimizers: all but the cameras' poses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
 
+from cds_nerf.fields.field import Field
 from cds_nerf.fields.ray_rendering import camera_rays, finest_output, render_rays
 from cds_nerf.fields.saturation import free_saturated_colors
 
@@ -68,6 +70,12 @@ class RayField:
         self.model.train()
         depth = finest_output(outputs, "depth")
         return None if depth is None else depth[..., 0].cpu()
+
+    def anchor_loss(
+        self, source: Callable[[], Field], camera: Cameras, relevance: Float[Tensor, "1 height width"]
+    ) -> Float[Tensor, ""] | None:
+        """None: all of the scene shares the weights of the networks."""
+        return None
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """The model's parameter groups without the camera poses."""

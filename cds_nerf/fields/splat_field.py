@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
+from torch.optim import Optimizer
 
+from cds_nerf.fields.field import Field
+from cds_nerf.fields.growing import GrowingConfig, grow, note_gradients, source_indices
 from cds_nerf.fields.saturation import clamp_with_way_back, free_saturated
 from cds_nerf.fields.spherical_harmonics import spherical_harmonics
 from cds_nerf.fields.undistortion import undistorted
+from cds_nerf.seeding import seed_for
 
 LOADED_STEP = 30000
 """The step that splatfacto takes itself to be at when it has loaded a checkpoint."""
@@ -33,6 +41,8 @@ class SplatField:
 
     def __init__(self, model: SplatfactoModel) -> None:
         self.model = model
+        self.optimizers: dict[str, Optimizer] = {}
+        self.info: dict[str, Any] = {}
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """Without lens distortion, as the model saw the photographs (see `undistorted`)."""
@@ -76,9 +86,58 @@ class SplatField:
         """The Gaussians' parameters."""
         return self.model.get_gaussian_param_groups()
 
+    def anchor_loss(
+        self, source: Callable[[], Field], camera: Cameras, relevance: Float[Tensor, "1 height width"]
+    ) -> Float[Tensor, ""] | None:
+        """How far the source's Gaussians have gone that a camera sees outside of what is relevant.
+
+        Sum of the squared changes of positions, relative to the Gaussians' sizes, of logarithms of scales and of logits
+        of opacities (GaussianEditor, arXiv 2311.14521, anchors all that was there before the edit). Those that the edit
+        has added are free.
+        """
+        model, before = self.model, source().model
+        indices = source_indices(model, self.optimizers)
+        weights = (1 - self._at_gaussians(camera, relevance)) * (indices >= 0)
+        changes = [
+            (model.means - before.means[indices]) / before.scales[indices].exp().amax(dim=-1, keepdim=True),
+            model.scales - before.scales[indices],
+            model.opacities - before.opacities[indices],
+        ]
+        return (weights * sum(change.square().sum(dim=-1) for change in changes)).sum()
+
+    @torch.no_grad()
+    def _at_gaussians(self, camera: Cameras, values: Float[Tensor, "1 height width"]) -> Float[Tensor, " gaussians"]:
+        """The values of a view's pixels at the Gaussians' centres; 1 at those that are not in the view."""
+        camera = camera.to(self.model.device)
+        world_to_camera = splatfacto.get_viewmat(camera.camera_to_worlds)[0]
+        places = self.model.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
+        pixels = places @ camera.get_intrinsics_matrices()[0].T
+        size = pixels.new_tensor([int(camera.width), int(camera.height)])
+        grid = pixels[:, :2] / pixels[:, 2:].clamp(min=1e-6) / size * 2 - 1
+        inside = (pixels[:, 2] > 0) & (grid.abs() < 1).all(dim=-1)
+        grid = torch.where(inside[:, None], grid, 0)
+        return torch.where(
+            inside, F.grid_sample(values[None].to(grid), grid[None, None], align_corners=False)[0, 0, 0], 1
+        )
+
     def callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
-        """None: the model's own add and remove Gaussians, and an edit keeps those that there are."""
-        return []
+        """What adds Gaussians; the model's own belong to a source's training."""
+        pipeline: Any = attributes.pipeline
+        trainer: Any = attributes.trainer
+        growing: GrowingConfig = pipeline.config.growing
+        assert attributes.optimizers is not None
+        optimizers = attributes.optimizers
+        self.optimizers = optimizers.optimizers
+
+        def after_step(step: int) -> None:
+            if growing.kind == "off" or trainer.skipped_in_a_row:
+                return
+            note_gradients(self.model, self.optimizers, self.info)
+            if (step + 1) % growing.every == 0 and step + 1 <= growing.until * pipeline.steps:
+                grow(self.model, self.optimizers, growing, seed_for(pipeline.seed, "growing", step))
+                optimizers.parameters |= self.parameter_groups()
+
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after_step)]
 
     def prepare_to_load(self, step: int, state: dict[str, Tensor]) -> None:
         """Make as many Gaussians as the checkpoint has, where they are not as many."""
@@ -95,7 +154,7 @@ class SplatField:
     ) -> Float[Tensor, "height width rgb_and_depth"]:
         """What a pinhole camera sees from a pose: colours in 0..1, on the background of evaluation, and depths."""
         model, config = self.model, self.model.config
-        drawn, alpha, _ = splatfacto.rasterization(
+        drawn, alpha, info = splatfacto.rasterization(
             means=model.means,
             quats=model.quats,
             scales=model.scales.exp(),
@@ -113,6 +172,9 @@ class SplatField:
             absgrad=model.strategy.absgrad,
             rasterize_mode=config.rasterize_mode,
         )
+        if info["means2d"].requires_grad:  # for `note_gradients`
+            info["means2d"].retain_grad()
+            self.info = info
         background = {"black": torch.zeros(3), "white": torch.ones(3)}.get(config.background_color)
         if background is None:  # "random" in training
             background = model.background_color

@@ -29,6 +29,9 @@ OF_MODEL = (
 )
 """What a diffusion model can say of an edit."""
 
+OF_SPLATS = ("pipeline.growing", "pipeline.w_anchor")
+"""What ray fields have no use for."""
+
 
 def settle_new_edit(config: EditConfig) -> None:
     """Fill in, in place, what the user left to the source run.
@@ -82,6 +85,9 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     source_pipeline: Any = source.config.pipeline
     if source.trains_on_images and "pipeline.rays_per_chunk" in typed:
         raise UserError("--pipeline.rays-per-chunk does nothing in an edit of splats, which are drawn a view at a time")
+    of_splats = [path for path in config.typed or () if any(is_within(path, own) for own in OF_SPLATS)]
+    if not source.trains_on_images and of_splats:
+        raise UserError(f"{as_flag(of_splats[0])} is for splats, and {source.directory} has none: leave it out")
     model: Any = source.model()
     pipeline.model = _with_typed_values(model, config, "pipeline.model")
     if (typed_implementation := getattr(pipeline.model, "implementation", None)) != getattr(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.fields.field import Field
+from cds_nerf.fields.growing import GrowingConfig
 from cds_nerf.fields.kinds import field_of
 from cds_nerf.fields.orbit import orbit_cameras, viewed_distance
 from cds_nerf.fields.ray_rendering import rescale_camera
@@ -73,6 +75,10 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     w_keep: float = 1.0
     """Weight of what keeps a view as the source's outside the region; 0 keeps nothing, and with the region auto lets
     the edit act anywhere."""
+    w_anchor: float = 1.0
+    """For splats: weight of what keeps the source's Gaussians outside the region where they are; 0 for none."""
+    growing: GrowingConfig = field(default_factory=GrowingConfig)
+    """For splats: whether the edit adds Gaussians."""
     guidance_resolution: int | None = None
     """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
     Less is faster, takes less memory and shows the model less."""
@@ -133,11 +139,8 @@ class CDSPipeline(VanillaPipeline):
             steps=self.steps,
         )
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
-        if relevance is not None and config.w_keep:
-            difference = image - self.source.image(index, tuple(image.shape[1:])).to(image)
-            # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
-            per_latent = 2000 / latents[0, 0].numel()
-            losses["keep_loss"] = config.w_keep * per_latent * ((1 - relevance) * difference.square()).sum()
+        if relevance is not None:
+            losses |= self._losses_outside(index, image, relevance, latents[0, 0].numel())
 
         metrics = {
             "view": torch.tensor(index),
@@ -149,6 +152,25 @@ class CDSPipeline(VanillaPipeline):
             values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
             raise FloatingPointError(f"the loss is not finite: {values}")
         return {}, losses, metrics
+
+    def _losses_outside(
+        self,
+        index: int,
+        image: Float[Tensor, "3 height width"],
+        relevance: Float[Tensor, "1 height width"],
+        latents: int,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """What holds the field to the source outside of the region: a view's looks, and splats themselves."""
+        config, losses = self.config, {}
+        if config.w_keep:
+            difference = image - self.source.image(index, tuple(image.shape[1:])).to(image)
+            # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
+            losses["keep_loss"] = config.w_keep * 2000 / latents * ((1 - relevance) * difference.square()).sum()
+        if config.w_anchor:
+            loss = self.field.anchor_loss(lambda: self.unedited, self.views[index], relevance)
+            if loss is not None:
+                losses["anchor_loss"] = config.w_anchor * loss
+        return losses
 
     def _encode(
         self, image: Float[Tensor, "3 height width"], relevance: Float[Tensor, "1 height width"] | None
@@ -163,7 +185,7 @@ class CDSPipeline(VanillaPipeline):
             latents.register_hook(lambda gradient: latent_relevance * gradient)
         return latents
 
-    @property
+    @cached_property
     def field(self) -> Field:
         """The model as an edit sees it."""
         return field_of(self.model, self.config.rays_per_chunk)
@@ -222,21 +244,15 @@ class CDSPipeline(VanillaPipeline):
     def _prepare_source(self, folder: Path) -> None:
         """Bring into the run folder what the first step needs of the unedited field; the rest follows when drawn."""
         config = self.config
-        unedited: list[Field] = []
-
-        def source_field() -> Field:
-            if not unedited:
-                unedited.append(self._unedited_field())
-            return unedited[0]
 
         def render_view(index: int) -> Float[Tensor, "3 height width"]:
             seed = seed_for(self.seed, "training view", index)
-            return source_field().render_view(self.views[index], index, seed)[0].clamp(0, 1)
+            return self.unedited.render_view(self.views[index], index, seed)[0].clamp(0, 1)
 
         self.source = ViewStore(
             folder,
             render_view,
-            render_frame=lambda index: source_field().render_frame(self.orbit[index]),
+            render_frame=lambda index: self.unedited.render_frame(self.orbit[index]),
             encode=self.guidance.diffusion.encode,
             views_in_memory=config.views_in_memory,
         )
@@ -251,14 +267,14 @@ class CDSPipeline(VanillaPipeline):
                 order=[self.datamanager.next_view(step, self.seed) for step in range(len(self.views))],
                 latent_pixels=self.guidance.diffusion.image_multiple,
                 nearest=NEAREST_TO_EDIT * viewed_distance(self.datamanager.train_dataset.cameras),
-                distance=lambda camera: source_field().render_distance(camera),
+                distance=lambda camera: self.unedited.render_distance(camera),
                 measure=self._measure_relevance,
                 masks=masks_of_capture(self.datamanager.train_dataparser_outputs.mask_filenames),
                 names=self.datamanager.train_dataparser_outputs.image_filenames,
             )
         if self.source.complete(len(self.views), len(self.orbit)):
             return
-        source_field()  # now, so that a source that has gone is told before the first step
+        self.unedited  # noqa: B018 - now, so that a source that has gone is told before the first step
         self._check_guidance_takes_the_views()
         first = [self.datamanager.next_view(0, self.seed)] if self.region is None else self.region.prepare()
         for index in progress_bar(first, "Source views", unit="view"):
@@ -267,13 +283,21 @@ class CDSPipeline(VanillaPipeline):
             for index in progress_bar(first, "Region", unit="view"):
                 self.region.of_view(index, step=0)
 
-    def _unedited_field(self) -> Field:
-        """A field of its own with the source's weights, whatever the edit has made of the model by now."""
+    @cached_property
+    def unedited(self) -> Field:
+        """A field of its own with the source's weights, whatever the edit has made of the model by now.
+
+        Raises:
+            UserError: if the source's checkpoint is not there, or does not fit.
+        """
         model = compatibility.copy_of(self.model)
+        unedited = field_of(model, self.config.rays_per_chunk)
         with self._source_checkpoint() as source:
-            state = self._own_state(source["pipeline"])
-        model.load_state_dict({name.removeprefix("_model."): value for name, value in state.items()})
-        return field_of(model, self.config.rays_per_chunk)
+            state = {name.removeprefix("_model."): value for name, value in model_state(source["pipeline"]).items()}
+            unedited.prepare_to_load(source["step"], state)
+            check_fits(state, model.state_dict())
+            nn.Module.load_state_dict(model, state)
+        return unedited
 
     def _measure_relevance(
         self, latents: Float[Tensor, "1 channels h w"], kind: str, index: int
@@ -307,13 +331,12 @@ class CDSPipeline(VanillaPipeline):
     @contextmanager
     def source_weights(self) -> Iterator[None]:
         """Within, the field is the unedited one, whatever the edit has made of it by now."""
-        edited = {name: value.clone() for name, value in self.state_dict().items()}
-        with self._source_checkpoint() as source:
-            self.load_state_dict(self._own_state(source["pipeline"]))
+        edited = self.field
+        self.field, self._model = self.unedited, self.unedited.model
         try:
             yield
         finally:
-            self.load_state_dict(edited)
+            self.field, self._model = edited, edited.model
 
     def load_source(self) -> None:
         """Take the weights of the source run's checkpoint, and nothing else of it.
@@ -341,7 +364,9 @@ class CDSPipeline(VanillaPipeline):
             UserError: if the keys or shapes are not the model's; the message names the first that are not.
         """
         self.prepare_to_load(loaded_state, step)
-        self.load_state_dict(self._own_state(loaded_state))
+        state = model_state(loaded_state)
+        check_fits(state, self.state_dict())
+        self.load_state_dict(state)
 
     def prepare_to_load(self, loaded_state: dict[str, Any], step: int) -> None:
         """Give the model's parameters the shapes that they have in a checkpoint, so that optimizers can be made."""
@@ -354,24 +379,6 @@ class CDSPipeline(VanillaPipeline):
         nerfstudio's own falls back to those that fit, and its splats make other parameters.
         """
         return nn.Module.load_state_dict(self, state_dict, strict=True)
-
-    def _own_state(self, loaded_state: dict[str, Any]) -> dict[str, Any]:
-        """A checkpoint's weights by the model's own names, checked to be all of them."""
-        state, own = model_state(loaded_state), self.state_dict()
-        problems = [f"{key} is missing" for key in own if key not in state]
-        problems += [f"{key} is not the model's" for key in state if key not in own]
-        problems += [
-            f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
-            for key in own
-            if key in state and own[key].shape != state[key].shape
-        ]
-        if problems:
-            hint = "was it made with other --pipeline.model settings?"
-            if any(key.endswith("tcnn_encoding.params") for key in state) and not TCNN_EXISTS:
-                hint = "it was trained with tiny-cuda-nn, which is not installed here"
-            more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
-        return state
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -387,3 +394,28 @@ class CDSPipeline(VanillaPipeline):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """What an edit may move, by the names of its optimizers."""
         return self.field.parameter_groups()
+
+
+def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Check that weights are all of a model's, by its own names, and in its shapes.
+
+    Args:
+        state: the weights.
+        own: the model's.
+
+    Raises:
+        UserError: if they are not; the first that are not are named.
+    """
+    problems = [f"{key} is missing" for key in own if key not in state]
+    problems += [f"{key} is not the model's" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if problems:
+        hint = "was it made with other --pipeline.model settings?"
+        if any(key.endswith("tcnn_encoding.params") for key in state) and not TCNN_EXISTS:
+            hint = "it was trained with tiny-cuda-nn, which is not installed here"
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")

@@ -24,6 +24,11 @@ AT_LEAST = {
     "pipeline.steps_per_strip": 1,
     "pipeline.orbit_frames": 0,
     "pipeline.w_keep": 0,
+    "pipeline.w_anchor": 0,
+    "pipeline.growing.threshold": 0,
+    "pipeline.growing.share": 0,
+    "pipeline.growing.every": 1,
+    "pipeline.growing.until": 0,
 }
 """The least value of each setting."""
 
@@ -66,6 +71,9 @@ def _check_numbers(config: EditConfig) -> None:
         value = value_at(config, path)
         if value is not None and not value >= least:
             raise UserError(f"{as_flag(path)} is {value}; it must be at least {least}")
+    for path in ("pipeline.growing.share", "pipeline.growing.until"):
+        if value_at(config, path) > 1:
+            raise UserError(f"{as_flag(path)} is {value_at(config, path)}; it must be at most 1")
     if config.machine.seed >= 2**32:
         raise UserError(f"--machine.seed is {config.machine.seed}; it must be less than 2^32")
     for group, parts in config.optimizers.items():

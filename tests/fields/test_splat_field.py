@@ -161,3 +161,29 @@ def test_as_many_gaussians_are_made_as_the_checkpoint_has():
     torch.nn.Module.load_state_dict(model, source.state_dict())
     torch.testing.assert_close(field.render_frame(camera()), SplatField(source).render_frame(camera()))
     assert splatfacto.rasterization is not None
+
+
+def test_anchor_holds_what_is_outside_and_leaves_free_what_is_inside():
+    source, field = SplatField(model_of()), SplatField(model_of())
+    left = torch.zeros(1, 30, 41)
+    left[..., :20] = 1  # relevant
+
+    def loss() -> float:
+        value = field.anchor_loss(lambda: source, camera(), left)
+        assert value is not None
+        return value.item()
+
+    assert loss() == 0
+    camera_x = field.model.means[:, 0] - 0.1
+    depth = 2 - field.model.means[:, 2]
+    on_the_left = camera_x / depth * 30 + 20 < 19
+    with torch.no_grad():
+        field.model.means[on_the_left] += 0.01
+        field.model.opacities[on_the_left] -= 1
+        assert loss() < 1e-6
+        field.model.opacities[~on_the_left] += 0.5
+        assert loss() == pytest.approx(0.25 * int((~on_the_left).sum()), rel=0.2)  # those on the border half
+        field.model.features_dc.zero_()  # colours are held by what is seen
+        before = loss()
+        field.model.scales[~on_the_left] += 1
+    assert loss() == pytest.approx(before + 3 * int((~on_the_left).sum()), rel=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,8 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
+
+from cds_nerf.fields.field import Field
 
 HALF_SIDE, HEIGHT = 1.0, -0.3
 """Of the square picture, which lies level, below the cameras; what is beyond it is black."""
@@ -62,6 +65,9 @@ class PlaneField:
     @torch.no_grad()
     def render_distance(self, camera: Cameras) -> Tensor | None:
         return self._meet_floor(camera)[1][..., 0]
+
+    def anchor_loss(self, source: Callable[[], Field], camera: Cameras, relevance: Tensor) -> Tensor | None:
+        return None
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         return self.model.get_param_groups()
