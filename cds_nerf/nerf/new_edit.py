@@ -85,9 +85,7 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     source_pipeline: Any = source.config.pipeline
     if source.trains_on_images and "pipeline.rays_per_chunk" in typed:
         raise UserError("--pipeline.rays-per-chunk does nothing in an edit of splats, which are drawn a view at a time")
-    of_splats = [path for path in config.typed or () if any(is_within(path, own) for own in OF_SPLATS)]
-    if not source.trains_on_images and of_splats:
-        raise UserError(f"{as_flag(of_splats[0])} is for splats, and {source.directory} has none: leave it out")
+    _check_of_splats(config, source)
     model: Any = source.model()
     pipeline.model = _with_typed_values(model, config, "pipeline.model")
     if (typed_implementation := getattr(pipeline.model, "implementation", None)) != getattr(
@@ -112,6 +110,25 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
 
     pipeline.source_checkpoint = source.checkpoint
     config.load_dir = config.load_checkpoint = config.load_step = None
+
+
+def _check_of_splats(config: EditConfig, source: SourceRun) -> None:
+    """Refuse what was typed for splats and would do nothing."""
+    pipeline, kind = config.pipeline, config.pipeline.growing.kind
+    for path in config.typed or ():
+        flag = as_flag(path)
+        if not source.trains_on_images and any(is_within(path, own) for own in OF_SPLATS):
+            raise UserError(f"{flag} is for splats, and {source.directory} has none: leave it out")
+        if path == "pipeline.w_anchor" and pipeline.w_anchor and not pipeline.w_keep and pipeline.region.kind == "auto":
+            raise UserError(
+                f"{flag} holds what is outside the region, and --pipeline.w-keep 0 lets the edit act anywhere"
+            )
+        if path == "pipeline.growing.threshold" and kind != "gsplat":
+            raise UserError(f"{flag} is for --pipeline.growing.kind gsplat, and that is {kind}")
+        if path == "pipeline.growing.share" and kind != "greatest":
+            raise UserError(f"{flag} is for --pipeline.growing.kind greatest, and that is {kind}")
+        if path in ("pipeline.growing.every", "pipeline.growing.until") and kind == "off":
+            raise UserError(f"{flag} says when Gaussians are added, and --pipeline.growing.kind is off: none are")
 
 
 def _with_typed_values(base: Any, config: EditConfig, block: str) -> Any:

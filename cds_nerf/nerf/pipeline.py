@@ -75,7 +75,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     w_keep: float = 1.0
     """Weight of what keeps a view as the source's outside the region; 0 keeps nothing, and with the region auto lets
     the edit act anywhere."""
-    w_anchor: float = 1.0
+    w_anchor: float = 0.03
     """For splats: weight of what keeps the source's Gaussians outside the region where they are; 0 for none."""
     growing: GrowingConfig = field(default_factory=GrowingConfig)
     """For splats: whether the edit adds Gaussians."""

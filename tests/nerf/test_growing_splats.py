@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,13 @@ def test_the_share_with_the_greatest_gradient_is_added(growing_edit, splat_run):
 @pytest.mark.parametrize("interrupted_at", [3, 4])
 def test_resumed_edit_equals_uninterrupted(growing_edit, monkeypatch, kind, interrupted_at):
     """In between two additions, and right after one."""
-    settings = {"pipeline__growing__kind": kind, "max_num_iterations": 6, "pipeline__growing__until": 1.0}
+    share = 0.1 if kind == "greatest" else None
+    settings = {
+        "pipeline__growing__kind": kind,
+        "pipeline__growing__share": share,
+        "max_num_iterations": 6,
+        "pipeline__growing__until": 1.0,
+    }
     whole = growing_edit(timestamp="whole", **settings)
     run(whole)
     broken = growing_edit(timestamp="broken", steps_per_save=1, **settings)
@@ -69,10 +76,11 @@ def test_resumed_edit_equals_uninterrupted(growing_edit, monkeypatch, kind, inte
 
 
 def test_gsplats_strategy_adds_and_removes(growing_edit, splat_run):
-    config = growing_edit(pipeline__growing__kind="gsplat", pipeline__growing__threshold=1e-9)
+    settings = {"pipeline__growing__kind": "gsplat", "pipeline__growing__share": None}
+    config = growing_edit(pipeline__growing__threshold=1e-9, **settings)
     run(config)
     assert len(gaussians(config.get_base_dir())["means"]) > len(gaussians(splat_run)["means"])
-    none = growing_edit(timestamp="none", pipeline__growing__kind="gsplat", pipeline__growing__threshold=1e9)
+    none = growing_edit(timestamp="none", pipeline__growing__threshold=1e9, **settings)
     run(none)
     assert len(gaussians(none.get_base_dir())["means"]) <= len(gaussians(splat_run)["means"])
 
@@ -122,6 +130,26 @@ def test_ray_fields_have_no_gaussians(edit_config):
         config = edit_config(**{name.replace(".", "__"): value})
         with pytest.raises(BaseException, match=r"is for splats, and .* has none: leave it out"):
             run(config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (
+            {"pipeline__growing__threshold": 2.0},
+            "threshold is for --pipeline.growing.kind gsplat, and that is greatest",
+        ),
+        (
+            {"pipeline__growing__kind": "gsplat", "pipeline__growing__every": None},
+            "share is for --pipeline.growing.kind greatest, and that is gsplat",
+        ),
+        ({"pipeline__growing__kind": "off", "pipeline__growing__share": None}, "every says when Gaussians are added"),
+        ({"pipeline__w_anchor": 1.0, "pipeline__w_keep": 0.0}, "w-anchor holds what is outside the region, and"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(growing_edit, typed, told):
+    with pytest.raises(BaseException, match=re.escape(told)):
+        run(growing_edit(**typed))
 
 
 def test_shares_beyond_all_are_refused(growing_edit):
