@@ -24,9 +24,9 @@ class GrowingConfig:
     kind: Literal["off", "gsplat", "greatest"] = "off"
     """off: the source's number stays. gsplat: as its default strategy does, all whose gradient is above the threshold,
     while those of little opacity go. greatest: as GaussianEditor does, the share whose gradient is greatest."""
-    threshold: float = 1.0
+    threshold: float = 10.0
     """For gsplat: of the gradient in the image plane, in half images. A training's, such as 0.0008, is for losses that
-    are means over pixels; an edit's are sums, and so are its gradients."""
+    are means over pixels; an edit's are sums, and this is what a twentieth of the bundled world's exceed."""
     share: float = 0.01
     """For greatest: how many of the Gaussians each time, in 0..1."""
     every: int = 50

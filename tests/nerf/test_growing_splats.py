@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nerfstudio.models import splatfacto
 from nerfstudio.utils.eval_utils import eval_setup
 from small_edit import edit_config_for, load_checkpoint, run
 from test_edit import assert_equal_states, interrupt_at
@@ -15,6 +17,7 @@ from test_splat_edit import GAUSSIANS, gaussians
 from test_survival import in_step
 
 from cds_nerf.fields.growing import source_indices
+from cds_nerf.fields.splat_rasterization import rasterization
 from cds_nerf.nerf.held_out import render_held_out
 
 
@@ -83,6 +86,14 @@ def test_gsplats_strategy_adds_and_removes(growing_edit, splat_run):
     none = growing_edit(timestamp="none", pipeline__growing__threshold=1e9, **settings)
     run(none)
     assert len(gaussians(none.get_base_dir())["means"]) <= len(gaussians(splat_run)["means"])
+
+
+def test_gsplat_1_5_has_two_radii(growing_edit, splat_run, monkeypatch):
+    draw = functools.partial(rasterization, extent="box")
+    monkeypatch.setattr(splatfacto, "rasterization", draw)
+    config = growing_edit(max_num_iterations=3)
+    run(config)
+    assert len(gaussians(config.get_base_dir())["means"]) > len(gaussians(splat_run)["means"])
 
 
 def test_source_is_still_the_source(growing_edit, splat_run, tmp_path):
