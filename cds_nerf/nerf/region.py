@@ -29,8 +29,6 @@ KINDS = ("auto", "text", "masks", "box", "none")
 """What a region may be made of."""
 SAMPLE_SIZES = (10, 16, 32)
 """How many views have a say in what is gathered: the first ten before the first step, more as they are drawn."""
-RAMP = (0.65, 0.85)
-"""Fractions of the greatest agreement of the views between which a region rises from 0 to 1."""
 PEAK_QUANTILE = 0.99
 """Of what the views agree on: what counts as the greatest."""
 WRITTEN_BY = "cds-nerf"
@@ -44,6 +42,9 @@ class RegionConfig:
     kind: str = "auto"
     """auto: where the prompts disagree about the scene. text: where its text is. masks: white in the pictures of a
     folder. box: within a box. none: anywhere. Several are joined by + (or) and - (but not), such as auto+box-masks."""
+    ramp: tuple[float, float] = (0.65, 0.85)
+    """For auto and text: fractions of the greatest agreement of the views between which the region rises from 0 to 1.
+    Lower ones make it wider."""
     text: str = ""
     """For text: what the edit may act on, such as "the fox"."""
     masks: Path | None = None
@@ -74,6 +75,11 @@ class RegionConfig:
         kinds = [kind for _, kind in terms]
         if "none" in kinds and len(kinds) > 1:
             raise UserError(f"--pipeline.region.kind is {self.kind!r}; none goes with no other")
+        low, high = self.ramp
+        if not 0 <= low < high <= 1:
+            raise UserError(f"--pipeline.region.ramp is {low:g} {high:g}; the first must be less, and both from 0 to 1")
+        if self.ramp != type(self).ramp and not {"auto", "text"} & set(kinds):
+            raise UserError(f"--pipeline.region.ramp is for the regions auto and text, and this one is {self.kind}")
         if "text" in kinds and not self.text.strip():
             raise UserError('--pipeline.region.text is missing: say what the edit may act on, such as "the fox"')
         if self.masks is not None and not self.masks.is_dir():
@@ -195,7 +201,7 @@ class Region:
         else:
             seen, peak = self._say(kind, size)
             agreement = gather(_at_latents(camera, self.latent_pixels), distance, seen, self.nearest)
-            low, high = (fraction * peak for fraction in RAMP)
+            low, high = (fraction * peak for fraction in self.config.ramp)
             values = ((agreement - low) / max(high - low, 1e-6)).clamp(0, 1)
         shape = (int(camera.height), int(camera.width))
         return F.interpolate(values[None, None], shape, mode="bilinear")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +147,22 @@ def test_measured_files_hold_plain_tensors(edit_config):
         measured["distance"].shape
         == load_file(pipeline.source.folder / "measured" / "auto" / "00000.safetensors")["auto"].shape
     )
+
+
+def test_a_lower_ramp_makes_the_region_wider(edit_config):
+    narrow = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0))))
+    wide = torch.stack(regions(edited(edit_config)))
+    assert (wide >= narrow).all() and wide.sum() > narrow.sum()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"ramp": (0.6, 0.6)}, "region.ramp is 0.6 0.6; the first must be less, and both from 0 to 1"),
+        ({"ramp": (0.5, 1.5)}, "region.ramp is 0.5 1.5; the first must be less"),
+        ({"ramp": (0.1, 0.2), "kind": "box"}, "region.ramp is for the regions auto and text, and this one is box"),
+    ],
+)
+def test_ramps_that_cannot_be_are_told(settings, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        RegionConfig(**settings).terms()
