@@ -19,6 +19,8 @@ from pathlib import Path
 import tyro
 import yaml
 
+from cds_nerf.diffusion.model_settings import ModelSettings
+from cds_nerf.shapes import prior_path
 from cds_nerf.shapes.demo import BUNDLED_RECIPE
 
 SOURCE = "a photo of a red cube on a wooden floor"
@@ -44,7 +46,7 @@ class SceneQualityBenchmark:
         """Run what is not there, and print a table."""
         self.output.mkdir(parents=True, exist_ok=True)
         recipe = yaml.safe_load(BUNDLED_RECIPE.read_text("utf8"))
-        w_cut = recipe["edit"]["pipeline.guidance.w-cut"]
+        w_cut = ModelSettings.read(prior_path()).guidance["cds"]["w_cut"]
         losses = {f"CDS, w_cut {w_cut:g}": w_cut, "DDS, w_cut 0": 0}
         with ThreadPoolExecutor(self.processes) as pool:  # a seed's edits share its source: one after the other
             list(pool.map(lambda seed: list(self._demos(seed, recipe, losses.values())), self.seeds))

@@ -25,7 +25,7 @@ class MakeScene:
     EXAMPLES: ClassVar[str] = """For example:
   cds-nerf make-scene "a red cube on a wooden floor" scene/
   cds-nerf make-scene "a red cube on a wooden floor" scene/ --target "a blue cube on a wooden floor"
-  cds-nerf make-scene "a white cone on a gray floor" cone/ --views 100 --size 256 --seed 3"""
+  cds-nerf make-scene "a white cone on a gray floor" cone/ --views 100 --size 256 --seed 3 --detail"""
 
     caption: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help_behavior_hint="")]
     """What there is to see: a colour, a shape and a floor."""
@@ -39,6 +39,9 @@ class MakeScene:
     """Side of the square images in pixels."""
     seed: int = 0
     """Of what the caption does not say, such as light, sky and the object's size, and of the cameras."""
+    detail: bool = False
+    """A pattern on the object in another shade of its colour, and stones on the floor. No caption names them and every
+    ground truth keeps them: something for an edit to keep."""
 
     def run(self) -> int:
         """Write what is not there.
@@ -54,7 +57,10 @@ class MakeScene:
             parse_caption(target)
         from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
 
-        capture, folder = Capture.of(self.caption, self.views, self.size, self.seed), self.output.expanduser()
+        capture, folder = (
+            Capture.of(self.caption, self.views, self.size, self.seed, self.detail),
+            self.output.expanduser(),
+        )
         wrote = write_capture(capture, folder)
         print(f"wrote {folder}" if wrote else f"kept {folder}, which holds this scene already")
         for target in self.target:

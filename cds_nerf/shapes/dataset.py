@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from cds_nerf.errors import UserError
 from cds_nerf.files import whole_folder
 from cds_nerf.progress import progress_bar
 from cds_nerf.shapes.render import focal_length, look_at_pose, render, seen_points
-from cds_nerf.shapes.scene import Scene, parse_caption, vary
+from cds_nerf.shapes.scene import Detail, Scene, parse_caption, vary
 
 ELEVATIONS = (math.radians(10), math.radians(50))
 """Of the cameras above the floor, from to, in radians."""
@@ -45,9 +45,11 @@ class Capture:
     """Side of the square images, in pixels."""
     seed: int
     """Of all that the caption does not say, and of the cameras."""
+    detail: bool = False
+    """Whether the object bears a pattern and stones lie on the floor, of which captions say nothing either."""
 
     @classmethod
-    def of(cls, caption: str, views: int = 48, size: int = 64, seed: int = 0) -> Capture:
+    def of(cls, caption: str, views: int = 48, size: int = 64, seed: int = 0, detail: bool = False) -> Capture:
         """A capture, checked.
 
         Raises:
@@ -56,11 +58,12 @@ class Capture:
         for name, value, least in (("views", views, LEAST_VIEWS), ("size", size, LEAST_SIZE)):
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
-        return cls(parse_caption(caption).caption, views, size, seed)
+        return cls(parse_caption(caption).caption, views, size, seed, detail)
 
     def scene(self) -> Scene:
         """The scene, with what its caption does not say drawn by the seed."""
-        return vary(parse_caption(self.caption), random.Random(self.seed))
+        scene = vary(parse_caption(self.caption), random.Random(self.seed))
+        return replace(scene, detail=Detail.draw(random.Random(f"{self.seed}/detail"))) if self.detail else scene
 
     def poses(self) -> Float[Tensor, "views 3 4"]:
         """Camera-to-world poses once around the scene in even steps; their elevations fill `ELEVATIONS` evenly."""
@@ -144,10 +147,8 @@ def _check_same(folder: Path, settings: dict[str, object]) -> None:
             f"{folder} exists and is no scene (it has no {SETTINGS_FILE}): choose another folder"
         ) from error
     for name, value in settings.items():
-        if written.get(name) != value:
-            raise UserError(
-                f"{folder} holds a scene whose {name} is {written.get(name)!r}, not {value!r}: choose another folder"
-            )
+        if (there := written.get(name, getattr(Capture, name, None))) != value:
+            raise UserError(f"{folder} holds a scene whose {name} is {there!r}, not {value!r}: choose another folder")
 
 
 def _write_views(capture: Capture, scene: Scene, folder: Path, what: str) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cds_nerf.shapes.scene import COLORS, Scene
+from cds_nerf.shapes.scene import COLORS, Detail, Scene
 
 FIELD_OF_VIEW = math.radians(42)
 """Of the square images, in radians."""
@@ -25,6 +25,8 @@ LIGHT_RADIUS = 0.10
 """Of the light's disc, as seen from the scene (tangent of the angle)."""
 FLOOR_FADE = (2.5, 5.5)
 """Distances from the object between which the floor fades into the horizon."""
+STONE_COLOR = (0.42, 0.40, 0.37)
+"""RGB in 0..1."""
 
 
 def look_at_pose(azimuth: float, elevation: float, distance: float = ORBIT_DISTANCE) -> Float[Tensor, "3 4"]:
@@ -79,7 +81,7 @@ def render(
 def seen_points(
     scene: Scene, poses: Float[Tensor, "views 3 4"], rays: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]:
-    """Points of the object and the floor that cameras see, as a reconstruction of photographs finds some of them.
+    """Points of the surfaces that cameras see, as a reconstruction of photographs finds some of them.
 
     Args:
         scene: what there is to see.
@@ -95,8 +97,9 @@ def seen_points(
     directions = torch.cat([places, -torch.ones_like(places[..., :1])], dim=-1)
     directions = F.normalize(directions @ poses[:, :, :3].transpose(1, 2), dim=-1).reshape(-1, 3)
     origins = poses[:, None, :, 3].expand(-1, rays, 3).reshape(-1, 3)
-    to_object, _ = _intersect(scene, origins, directions)
-    points = origins + torch.minimum(to_object, _to_floor(origins, directions))[:, None] * directions
+    distances = [_intersect(scene, origins, directions)[0], _intersect_stones(scene, origins, directions)[0]]
+    nearest = torch.stack([*distances, _to_floor(origins, directions)]).amin(dim=0)
+    points = origins + nearest[:, None] * directions
     near = points.norm(dim=1) < FLOOR_FADE[1]  # beyond, and in the sky, the horizon shows; infinite is not near
     colors, _ = _trace(scene, origins[near], directions[near])
     return points[near], colors.clamp(0, 1)
@@ -113,9 +116,11 @@ def _trace(
     """The colour of each ray, and whether it hits the object."""
     colors = _background(scene, directions)
     distance, normal = _intersect(scene, origins, directions)
-    hit = distance.isfinite()
+    stone_distance, stone_normal = _intersect_stones(scene, origins, directions)
+    stone = stone_distance < distance
+    hit = distance.isfinite() & ~stone
     to_floor = _to_floor(origins, directions)
-    floor = ~hit & to_floor.isfinite()
+    floor = ~hit & ~stone & to_floor.isfinite()
 
     light = _light_axis(scene)
     position = origins[floor] + to_floor[floor, None] * directions[floor]
@@ -132,10 +137,51 @@ def _trace(
     colors[floor] = (1 - fade) * shade * _floor_color(scene, position) + fade * _horizon(scene)
 
     base = torch.tensor(COLORS[scene.color]) + torch.tensor(scene.tint)
-    diffuse = (normal[hit] @ light).clamp(min=0)
-    ambient = 0.54 + 0.10 * normal[hit][:, 2]
-    colors[hit] = (base * (ambient + 0.42 * diffuse)[:, None]).clamp(0, 1)
+    shade = _lambert(normal[hit], light)
+    if scene.detail is not None:
+        shade = shade * _pattern(scene, scene.detail, origins[hit] + distance[hit, None] * directions[hit])
+    colors[hit] = (base * shade[:, None]).clamp(0, 1)
+    lit = _visible_light(scene, origins[stone] + stone_distance[stone, None] * directions[stone])
+    colors[stone] = torch.tensor(STONE_COLOR) * _lambert(stone_normal[stone], light, lit)[:, None]
     return colors, hit
+
+
+def _lambert(
+    normal: Float[Tensor, "points 3"], light: Float[Tensor, 3], lit: Float[Tensor, " points"] | float = 1.0
+) -> Float[Tensor, " points"]:
+    """The share of its colour that a surface shows: ambient light, more from above, and a diffuse part."""
+    return 0.54 + 0.10 * normal[:, 2] + 0.42 * lit * (normal @ light).clamp(min=0)
+
+
+def _pattern(scene: Scene, detail: Detail, position: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
+    """The factor of the object's colour at each point of its surface."""
+    height = position[:, 2] / scene.size
+    turn = (torch.atan2(position[:, 1], position[:, 0]) - scene.heading) / (2 * math.pi)
+    rows, columns = (
+        count * value + phase for count, value, phase in zip(detail.count, (height, turn), detail.phase, strict=True)
+    )
+    if detail.pattern == "bands":
+        marked = rows % 1 < 0.5
+    elif detail.pattern == "stripes":
+        marked = columns % 1 < 0.5
+    else:
+        marked = ((rows % 1 - 0.5) / 0.36).square() + ((columns % 1 - 0.5) / 0.32).square() < 1
+    return torch.where(marked, detail.shade, 1.0)
+
+
+def _intersect_stones(
+    scene: Scene, origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"]
+) -> tuple[Float[Tensor, " rays"], Float[Tensor, "rays 3"]]:
+    """The distance to the nearest stone, half a ball on the floor, infinite where there is none; and its normal."""
+    distance, normal = origins.new_full(origins.shape[:1], math.inf), torch.zeros_like(origins)
+    for x, y, radius in () if scene.detail is None else scene.detail.stones:
+        offset = origins - torch.tensor([x, y, 0.0])
+        found = _first((offset * directions).sum(dim=1), offset.square().sum(dim=1) - radius**2)
+        found = torch.where(origins[:, 2] + found * directions[:, 2] >= 0, found, math.inf)
+        nearer = found < distance
+        normal[nearer] = ((offset + found[:, None] * directions) / radius)[nearer]
+        distance = torch.minimum(distance, found)
+    return distance, normal
 
 
 def _light_axis(scene: Scene) -> Float[Tensor, 3]:

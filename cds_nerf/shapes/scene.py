@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -24,8 +25,42 @@ SHAPES = ("cube", "sphere", "cylinder", "cone")
 FLOORS = ("gray", "wooden", "checkered")
 FILLER = ("a", "an", "the", "photo", "of", "on", "floor")
 """Words of captions that say nothing of the scene."""
+PATTERNS = ("bands", "stripes", "spots")
+"""What an object can bear in another shade of its colour; no caption names it."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "floor": FLOORS}
 """The words of each attribute of a scene."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What an edit has to keep: a pattern on the object, and stones on the floor.
+
+    The pattern is defined in the height above the floor and the angle about the object's axis, so that every shape can
+    bear it, and an edit of the shape keeps it.
+    """
+
+    pattern: str
+    """One of `PATTERNS`."""
+    count: tuple[int, int]
+    """Periods over one unit of height, and over a turn."""
+    phase: tuple[float, float]
+    """Where the periods begin, in 0..1 of one."""
+    shade: float
+    """Of the pattern, as a factor of the object's colour, in 0..1."""
+    stones: tuple[tuple[float, float, float], ...]
+    """The places x, y and the radii of the stones on the floor."""
+
+    @classmethod
+    def draw(cls, draw: random.Random) -> Detail:
+        """A random one: stones lie where no object reaches, and the floor has not yet faded."""
+        places = [(draw.uniform(0, 2 * math.pi), draw.uniform(1.0, 1.7)) for _ in range(draw.randint(2, 4))]
+        return cls(
+            pattern=draw.choice(PATTERNS),
+            count=(draw.choice((2, 3)), draw.choice((4, 5, 6))),
+            phase=(draw.random(), draw.random()),
+            shade=draw.uniform(0.5, 0.7),
+            stones=tuple((r * math.cos(turn), r * math.sin(turn), draw.uniform(0.10, 0.18)) for turn, r in places),
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,8 @@ class Scene:
     """Added to the colour's RGB."""
     floor_shade: float = 0.0
     """Added to the floor's brightness."""
+    detail: Detail | None = None
+    """What captions never name and every edit keeps; None for plain faces and a bare floor."""
 
     @property
     def caption(self) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cds_nerf.shapes.render import FIELD_OF_VIEW, LOOK_AT, focal_length, look_at_pose, render
-from cds_nerf.shapes.scene import COLORS, SHAPES, Scene, vary
+from cds_nerf.shapes.scene import COLORS, PATTERNS, SHAPES, Detail, Scene, vary
 
 POSES = torch.stack([look_at_pose(azimuth, math.radians(30)) for azimuth in (0.3, 2.0, 4.5)])
 
@@ -75,3 +75,33 @@ def test_object_casts_a_shadow_away_from_the_light() -> None:
 def test_colours_are_told_apart() -> None:
     colors = torch.tensor(list(COLORS.values()))
     assert torch.pdist(colors).min() > 0.3
+
+
+class TestDetail:
+    """What captions never name, and edits keep."""
+
+    @pytest.mark.parametrize("pattern", PATTERNS)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_every_shape_bears_every_pattern_in_another_shade_of_its_colour(self, shape: str, pattern: str) -> None:
+        plain = Scene("blue", shape, "gray")
+        detail = replace(Detail.draw(random.Random(0)), pattern=pattern, stones=())
+        (without, mask), (with_detail, same) = (
+            render(scene, POSES, 48) for scene in (plain, replace(plain, detail=detail))
+        )
+        assert torch.equal(mask, same)
+        assert torch.equal(without * (mask == 0), with_detail * (mask == 0))
+        ratios = (with_detail / without).mean(dim=1)[mask[:, 0] == 1]
+        marked = (ratios - detail.shade).abs() < 1e-3
+        assert 0.1 < marked.float().mean() < 0.9
+        assert (marked | ((ratios - 1).abs() < 1e-3)).float().mean() > 0.5  # the others are on a border
+
+    def test_stones_lie_on_the_floor_and_hide_what_is_behind_them(self) -> None:
+        detail = replace(Detail.draw(random.Random(0)), stones=((1.2, 0.0, 0.4),))
+        scene = Scene("red", "cube", "gray")
+        pose = look_at_pose(0.0, math.radians(10))[None]  # the stone is between the camera and the cube
+        (_, mask), (_, hidden) = (render(replace(scene, detail=one), pose, 64) for one in (None, detail))
+        assert (hidden <= mask).all() and hidden.sum() < 0.97 * mask.sum()
+
+    def test_an_edit_keeps_it(self) -> None:
+        scene = replace(Scene("red", "cube", "gray"), detail=Detail.draw(random.Random(1)))
+        assert scene.edited(Scene("blue", "cone", "wooden")).detail == scene.detail
