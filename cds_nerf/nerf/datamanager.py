@@ -127,9 +127,9 @@ class CDSDataManager(_ParserWithoutPhotographs, VanillaDataManager[CameraDataset
         self.load_eval_photographs()
         return super().next_eval_image(step)
 
-    def next_view(self, step: int, seed: int) -> int:
-        """The index of the training camera of a step: see `view_of_step`."""
-        return view_of_step(step, seed, len(self.train_dataset))
+    def next_view(self, draw: int, seed: int) -> int:
+        """The index of the training camera of a draw: see `view_of_draw`."""
+        return view_of_draw(draw, seed, len(self.train_dataset))
 
 
 @dataclass
@@ -173,9 +173,9 @@ class CDSImageDataManager(_ParserWithoutPhotographs, FullImageDatamanager[Camera
         self.load_eval_photographs()
         return super().next_eval_image(step)
 
-    def next_view(self, step: int, seed: int) -> int:
-        """The index of the training camera of a step: see `view_of_step`."""
-        return view_of_step(step, seed, len(self.train_dataset))
+    def next_view(self, draw: int, seed: int) -> int:
+        """The index of the training camera of a draw: see `view_of_draw`."""
+        return view_of_draw(draw, seed, len(self.train_dataset))
 
 
 def settings_like(config: CDSDataManagerConfig, source: DataManagerConfig) -> DataManagerConfig:
@@ -206,10 +206,10 @@ def leave_points_out(dataparser: Any) -> None:
         dataparser.load_3D_points = False
 
 
-def view_of_step(step: int, seed: int, count: int) -> int:
-    """The view of a step, of so many: in shuffled passes, each view once before any twice."""
-    generator = torch.Generator().manual_seed(seed_for(seed, "views", step // count))
-    return int(torch.randperm(count, generator=generator)[step % count])
+def view_of_draw(draw: int, seed: int, count: int) -> int:
+    """The view of a draw, of so many: in shuffled passes, each view once before any twice."""
+    generator = torch.Generator().manual_seed(seed_for(seed, "views", draw // count))
+    return int(torch.randperm(count, generator=generator)[draw % count])
 
 
 def evaluation_photographs(manager: CDSDataManager | CDSImageDataManager, dataset: type[InputDataset]) -> Any:

@@ -25,6 +25,7 @@ OF_MODEL = (
     "pipeline.guidance",
     "pipeline.guidance_resolution",
     "pipeline.w_keep",
+    "pipeline.views_per_step",
     "pipeline.draws_per_view",
 )
 """What a diffusion model can say of an edit."""

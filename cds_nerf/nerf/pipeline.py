@@ -19,6 +19,7 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor, nn
+from torch.cuda.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
@@ -87,6 +88,9 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     --pipeline.diffusion-model.device."""
     guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the diffusion model; short for --pipeline.diffusion-model.dtype."""
+    views_per_step: int = 1
+    """Views of whose losses each step takes the mean, one after the other in the memory of one. More make a step
+    steadier and as many times slower."""
     draws_per_view: int = 1
     """Timesteps and noises of which each step takes the mean, for one render. More make a step steadier and slower, and
     the diffusion model takes as many times the memory."""
@@ -117,15 +121,45 @@ class CDSPipeline(VanillaPipeline):
     config: CDSPipelineConfig
     datamanager: CDSDataManager | CDSImageDataManager
 
+    def __init__(
+        self, config: CDSPipelineConfig, *args: Any, grad_scaler: GradScaler | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(config, *args, grad_scaler=grad_scaler, **kwargs)
+        self.grad_scaler = grad_scaler
+
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """One step of the edit: the losses of one view. All that is drawn follows from the seed and the step.
+        """One step of the edit: the mean losses of its views. All that is drawn follows from the seed and the step.
+
+        The losses have the graph of the last view alone; the gradients of the others are in the parameters already, so
+        that no two graphs are alive at once.
 
         Raises:
             FloatingPointError: if a loss, or the guidance's gradient, is not finite.
         """
+        views = self.config.views_per_step
+        draws = range(step * views, (step + 1) * views)
+        means: dict[str, Tensor] = {}
+        for draw in draws:
+            losses, metrics = self._losses_of_view(step, draw)
+            losses = {name: loss / views for name, loss in losses.items()}
+            if draw != draws[-1]:
+                self._backward(losses)
+                losses = {name: loss.detach() for name, loss in losses.items()}
+            means = {name: loss + means.get(name, 0) for name, loss in losses.items()}
+        return {}, means, metrics
+
+    def _backward(self, losses: dict[str, Tensor]) -> None:
+        """Add a view's gradients to the parameters', scaled and in full precision as the trainer's own are."""
+        assert self.grad_scaler is not None
+        with torch.autocast(self.device.type, enabled=False):
+            scaled: Any = self.grad_scaler.scale(torch.stack(list(losses.values())).sum())
+            scaled.backward()
+
+    def _losses_of_view(self, step: int, draw: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses and metrics of one view of a step; `draw` counts the views since the edit began."""
         config, guidance = self.config, self.guidance
-        index = self.datamanager.next_view(step, self.seed)
-        image, losses = self.render_view(index, seed_for(self.seed, "rendering", step))
+        index = self.datamanager.next_view(draw, self.seed)
+        image, losses = self.render_view(index, seed_for(self.seed, "rendering", draw))
         relevance = None if self.region is None else self.region.of_view(index, step).to(image)
 
         latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
@@ -134,7 +168,7 @@ class CDSPipeline(VanillaPipeline):
             latents,
             self.source_text,
             self.target_text,
-            generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", step)),
+            generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", draw)),
             step=step,
             steps=self.steps,
         )
@@ -151,7 +185,7 @@ class CDSPipeline(VanillaPipeline):
         if not are_finite(losses.values()):
             values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
             raise FloatingPointError(f"the loss is not finite: {values}")
-        return {}, losses, metrics
+        return losses, metrics
 
     def _losses_outside(
         self,

@@ -18,6 +18,7 @@ AT_LEAST = {
     "steps_per_eval_image": 0,
     "steps_per_eval_all_images": 0,
     "pipeline.guidance_resolution": 1,
+    "pipeline.views_per_step": 1,
     "pipeline.draws_per_view": 1,
     "pipeline.rays_per_chunk": 2,  # nerfstudio's camera optimiser squeezes a chunk of one ray
     "pipeline.views_in_memory": 1,
@@ -74,6 +75,12 @@ def _check_numbers(config: EditConfig) -> None:
     for path in ("pipeline.growing.share", "pipeline.growing.until"):
         if value_at(config, path) > 1:
             raise UserError(f"{as_flag(path)} is {value_at(config, path)}; it must be at most 1")
+    pipeline = config.pipeline
+    if pipeline.views_per_step > 1 and pipeline.growing.kind != "off":
+        raise UserError(
+            f"--pipeline.growing.kind {pipeline.growing.kind} knows the gradients of one view a step, and "
+            f"--pipeline.views-per-step is {pipeline.views_per_step}: leave one of them out"
+        )
     if config.machine.seed >= 2**32:
         raise UserError(f"--machine.seed is {config.machine.seed}; it must be less than 2^32")
     for group, parts in config.optimizers.items():

@@ -51,6 +51,11 @@ def message_of(config) -> str:
         ({"pipeline__guidance_device": "gpu"}, r"--pipeline\.guidance-device is gpu"),
         ({"pipeline__guidance_resolution": 18}, r"--pipeline\.guidance-resolution is 18.*multiples of 4.*such as 16"),
         ({"pipeline__guidance_resolution": 0}, r"--pipeline\.guidance-resolution is 0"),
+        ({"pipeline__views_per_step": 0}, r"--pipeline\.views-per-step is 0; it must be at least 1"),
+        (
+            {"pipeline__views_per_step": 2, "pipeline__growing__kind": "greatest"},
+            r"growing\.kind greatest knows .* one view a step.*views-per-step is 2",
+        ),
         ({"pipeline__rays_per_chunk": 0}, r"--pipeline\.rays-per-chunk is 0"),
         ({"pipeline__w_keep": -1.0}, r"--pipeline\.w-keep is -1"),
         ({"max_num_iterations": 0}, r"--max-num-iterations is 0"),
