@@ -24,6 +24,11 @@ SCORES = {
 }
 
 
+def score_names() -> list[str]:
+    """All scores that can be asked for."""
+    return [*SCORES, *(entry.name for entry in entry_points(group=GROUP))]
+
+
 @cache
 def score_class(name: str) -> type[Score]:
     """The score of a name; its module is imported now.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +42,14 @@ from cds_nerf.nerf.datamanager import (
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
+from cds_nerf.nerf.live_settings import LIVE_SETTINGS, LOG, LiveSettings, check_live_settings
 from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
+from cds_nerf.nerf.viewer_panel import LivePanel
 from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
+from cds_nerf.typed_options import set_value_at, value_at
 
 PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
 """What a user calls the two prompts."""
@@ -102,6 +108,8 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     """Steps between pictures of how far the edit has come."""
     orbit_frames: int = 60
     """Frames of the before/after video; 0 for no video."""
+    live_changes: Path | None = None
+    """The live_changes.json of an edit whose changes in the viewer are to be made again, at the same steps."""
     resume_from: Path | None = None
     """The folder of an edit that was interrupted; it goes on with its own settings."""
     source_checkpoint: tyro.conf.Suppress[Path | None] = None
@@ -126,6 +134,8 @@ class CDSPipeline(VanillaPipeline):
     ) -> None:
         super().__init__(config, *args, grad_scaler=grad_scaler, **kwargs)
         self.grad_scaler = grad_scaler
+        if self.test_mode == "val":  # it is to be trained, and not only to be seen
+            self.live_edit = LivePanel({path: value_at(self.config, path) for path in LIVE_SETTINGS})
 
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """One step of the edit: the mean losses of its views. All that is drawn follows from the seed and the step.
@@ -136,6 +146,7 @@ class CDSPipeline(VanillaPipeline):
         Raises:
             FloatingPointError: if a loss, or the guidance's gradient, is not finite.
         """
+        self._take_live_settings(step)
         views = self.config.views_per_step
         draws = range(step * views, (step + 1) * views)
         means: dict[str, Tensor] = {}
@@ -239,27 +250,30 @@ class CDSPipeline(VanillaPipeline):
         """A frame of the orbit, as ns-render shows it."""
         return self.field.render_frame(self.orbit[index])
 
-    def begin_edit(self, directory: Path, seed: int, steps: int) -> None:
+    def begin_edit(self, directory: Path, seed: int, steps: int, start: int = 0) -> None:
         """Load the diffusion model and bring the source's views, rendered before the first step, into the run folder.
 
         Args:
             directory: the run folder.
             seed: of all that is random in the edit.
             steps: how many the edit has, those before an interruption included.
+            start: the step that comes first.
 
         Raises:
             UserError: if the diffusion model cannot be had, or the guidance's settings do not fit it.
         """
         config = self.config
-        self.seed, self.steps = seed, steps
+        self.seed, self.steps, self.next_step = seed, steps, start
+        log = directory / LOG
+        if config.live_changes is not None and not log.exists():
+            shutil.copyfile(config.live_changes, log)
+        self.live = LiveSettings(config, log)
+        self._set(self.live.at(start))
         options = config.diffusion_model
         diffusion = options.load(default_device=self.device)
         self.guidance = CDSGuidance(config.guidance, diffusion)
         diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
-        self.source_text = diffusion.encode_prompt(config.source_prompt)
-        self.target_text = diffusion.encode_prompt(config.target_prompt)
-        self.region_text = diffusion.encode_prompt(config.region.text) if config.region.text.strip() else None
-        diffusion.text_encoder = diffusion.text_encoder_2 = None  # have done their work; their memory is for the UNet
+        self._embed_prompts()
 
         resolution, multiple = config.guidance_resolution or diffusion.native_size, diffusion.image_multiple
         if resolution < multiple or resolution % multiple:
@@ -274,6 +288,63 @@ class CDSPipeline(VanillaPipeline):
         compatibility.update_proposals_in_every_call(self.model)
         self._prepare_source(directory / "source")
         self.field.begin_edit()
+
+    def _embed_prompts(self) -> None:
+        config, diffusion = self.config, self.guidance.diffusion
+        encoders = [part for part in (diffusion.text_encoder, diffusion.text_encoder_2) if part is not None]
+        for encoder in encoders:
+            encoder.to(diffusion.device)
+        self.source_text = diffusion.encode_prompt(config.source_prompt)
+        self.target_text = diffusion.encode_prompt(config.target_prompt)
+        self.region_text = diffusion.encode_prompt(config.region.text) if config.region.text.strip() else None
+        for encoder in encoders:
+            encoder.cpu()  # until there is another prompt; the device's memory is for the UNet
+
+    def change_live(self, values: Mapping[str, Any]) -> list[str]:
+        """Change live settings from the next step on.
+
+        Args:
+            values: by the settings' paths; numbers may be texts that say them.
+
+        Returns:
+            The settings that have another value now.
+
+        Raises:
+            UserError: if a value cannot be used; all stays as it was.
+        """
+        return self.live.change(self.next_step, values, self._with_live(self.live.at(self.next_step)), self._check_fits)
+
+    def _with_live(self, values: Mapping[str, Any]) -> CDSPipelineConfig:
+        """A copy of the configuration with other live settings."""
+        changed = copy(self.config)
+        changed.guidance = copy(changed.guidance)
+        for path, value in values.items():
+            set_value_at(changed, path, value)
+        return changed
+
+    def _check_fits(self, config: CDSPipelineConfig) -> None:
+        CDSGuidance(config.guidance, self.guidance.diffusion)
+        self.guidance.diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
+
+    def _take_live_settings(self, step: int) -> None:
+        """Let the settings be those of a step."""
+        self.next_step = step + 1
+        before, values = {path: value_at(self.config, path) for path in LIVE_SETTINGS}, self.live.at(step)
+        if before == values:
+            return
+        self._set(values)
+        if self._asked_of_views(before) != self._asked_of_views(values):
+            self._embed_prompts()
+        self.region = self._make_region()
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for path, value in values.items():
+            set_value_at(self.config, path, value)
+        check_live_settings(self.config)
+
+    @staticmethod
+    def _asked_of_views(values: Mapping[str, Any]) -> tuple[str, str]:
+        return values["source_prompt"], values["target_prompt"]
 
     def _prepare_source(self, folder: Path) -> None:
         """Bring into the run folder what the first step needs of the unedited field; the rest follows when drawn."""
@@ -292,20 +363,7 @@ class CDSPipeline(VanillaPipeline):
         )
         self.datamanager.train_dataset.picture = self.source.made_image  # for the viewer
         self.datamanager.eval_dataset.picture = lambda index: None
-        self.region = None
-        if config.w_keep or config.region.kind != "auto":
-            self.region = Region(
-                config.region,
-                self.source,
-                self.views,
-                order=[self.datamanager.next_view(step, self.seed) for step in range(len(self.views))],
-                latent_pixels=self.guidance.diffusion.image_multiple,
-                nearest=NEAREST_TO_EDIT * viewed_distance(self.datamanager.train_dataset.cameras),
-                distance=lambda camera: self.unedited.render_distance(camera),
-                measure=self._measure_relevance,
-                masks=masks_of_capture(self.datamanager.train_dataparser_outputs.mask_filenames),
-                names=self.datamanager.train_dataparser_outputs.image_filenames,
-            )
+        self.region = self._make_region()
         if self.source.complete(len(self.views), len(self.orbit)):
             return
         self.unedited  # noqa: B018 - now, so that a source that has gone is told before the first step
@@ -316,6 +374,27 @@ class CDSPipeline(VanillaPipeline):
         if self.region is not None:
             for index in progress_bar(first, "Region", unit="view"):
                 self.region.of_view(index, step=0)
+
+    def _make_region(self) -> Region | None:
+        """Where the edit may act under the prompts that there are now; None for anywhere."""
+        config = self.config
+        if not config.w_keep and config.region.kind == "auto":
+            return None
+        prompts = self._asked_of_views({path: value_at(config, path) for path in LIVE_SETTINGS})
+        asked = "" if prompts == self._asked_of_views(self.live.at_first) else _fingerprint(prompts)
+        return Region(
+            config.region,
+            self.source,
+            self.views,
+            order=[self.datamanager.next_view(step, self.seed) for step in range(len(self.views))],
+            latent_pixels=self.guidance.diffusion.image_multiple,
+            nearest=NEAREST_TO_EDIT * viewed_distance(self.datamanager.train_dataset.cameras),
+            distance=lambda camera: self.unedited.render_distance(camera),
+            measure=self._measure_relevance,
+            masks=masks_of_capture(self.datamanager.train_dataparser_outputs.mask_filenames),
+            names=self.datamanager.train_dataparser_outputs.image_filenames,
+            asked=asked,
+        )
 
     @cached_property
     def unedited(self) -> Field:
@@ -453,3 +532,8 @@ def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
             hint = "it was trained with tiny-cuda-nn, which is not installed here"
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
+
+
+def _fingerprint(texts: tuple[str, ...]) -> str:
+    """Differs between texts, and is the same for the same ones."""
+    return "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -114,6 +114,7 @@ class Region:
         measure: for "auto" and "text", a view's relevance [1,1,h,w], from its latents, the kind and its index.
         masks: the masks of the capture, one for each view, or None; masked pixels never guide an edit.
         names: of the training images.
+        asked: what the measurements of "auto" are told apart by from those under other prompts.
     """
 
     config: RegionConfig
@@ -126,6 +127,7 @@ class Region:
     measure: Callable[[Float[Tensor, "1 channels h w"], str, int], Float[Tensor, "1 1 h w"]]
     masks: Sequence[Path] | None
     names: Sequence[Path]
+    asked: str = ""
     _views: dict[int, _KnownRegion] = field(default_factory=dict)
     _seen: dict[tuple[str, int], tuple[list[SeenMap], float]] = field(default_factory=dict)
 
@@ -221,7 +223,8 @@ class Region:
         return self._seen[kind, size]
 
     def _measured(self, kind: str, index: int) -> Float[Tensor, "h w"]:
-        return self.store.measured(index, kind, lambda: self.measure(self.store.latents(index), kind, index)[0, 0])
+        name = kind + self.asked if kind == "auto" else kind
+        return self.store.measured(index, name, lambda: self.measure(self.store.latents(index), kind, index)[0, 0])
 
     def _distance_of_view(self, index: int) -> Float[Tensor, "h w"] | None:
         small = _at_latents(self.cameras[index], self.latent_pixels)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
+from cds_nerf.nerf.live_settings import LOG, read_changes
 from cds_nerf.typed_options import as_flag, value_at
 
 AT_LEAST = {
@@ -44,11 +46,19 @@ def check_values(config: EditConfig) -> None:
     _check_numbers(config)
     config.pipeline.guidance.settle()
     config.pipeline.region.terms()
+    _check_live_changes(config.pipeline.live_changes)
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
     for name in ("mixed_precision", "use_grad_scaler"):
         if getattr(config, name) and config.machine.device_type == "cpu":
             raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
+
+
+def _check_live_changes(log: Path | None) -> None:
+    if log is not None and not log.is_file():
+        raise UserError(f"--pipeline.live-changes is {log}, which is no file: give the {LOG} of an edit's run folder")
+    if log is not None:
+        read_changes(log)
 
 
 def _check_devices(config: EditConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -82,10 +82,20 @@ class CDSTrainer(FiniteStepsTrainer):
                 steps = self.config.max_num_iterations
                 assert steps is not None
                 with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
-                    self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps)
+                    self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps, self._start_step)
+                self.pipeline.live_edit.connect(self._change_live, self.pipeline.live.at(self._start_step))
                 load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
                 self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
             on_failure.pop_all()
+
+    def _change_live(self, values: Mapping[str, str]) -> str:
+        """Change settings from the next step on; what to say of it."""
+        pipeline = self.pipeline
+        changed = pipeline.change_live(values)
+        pipeline.live_edit.show(pipeline.live.at(pipeline.next_step))
+        if not changed:
+            return "Nothing is changed."
+        return f"Changed from step {pipeline.next_step} on: {', '.join(changed)}."
 
     def _check_poses(self) -> None:
         assert self.config.pipeline.source_checkpoint is not None

@@ -1,0 +1,107 @@
+"""The controls of an edit in nerfstudio's viewer, over its live settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerDropdown, ViewerElement, ViewerText
+from torch import nn
+from viser import ViserServer
+
+from cds_nerf.errors import UserError
+from cds_nerf.guidance.registry import score_names
+from cds_nerf.nerf.live_settings import LIVE_SETTINGS
+
+Change = Callable[[Mapping[str, str]], str]
+
+
+class _Field:
+    """A field that calls nothing back: what is typed counts when the button is pressed.
+
+    The viewer's own fields call back when the program sets them, too, under the lock that the button's callback holds.
+    """
+
+    def install(self, viser_server: ViserServer) -> None:
+        self._create_gui_handle(viser_server)  # type: ignore[attr-defined]
+
+
+class TextField(_Field, ViewerText):
+    """A text or a number."""
+
+
+class ChoiceField(_Field, ViewerDropdown[str]):
+    """One of several."""
+
+
+class Message(ViewerElement[str]):
+    """A line that the program writes."""
+
+    text = "Changes take effect at the next step."
+
+    def _create_gui_handle(self, viser_server: ViserServer) -> None:
+        self._markdown = viser_server.gui.add_markdown(self.text)
+
+    def install(self, viser_server: ViserServer) -> None:
+        """Show it."""
+        self._create_gui_handle(viser_server)
+
+    def say(self, text: str) -> None:
+        """Write another line."""
+        self.text = text
+        if hasattr(self, "_markdown"):
+            self._markdown.content = text
+
+
+class LivePanel(nn.Module):
+    """What the viewer finds in the pipeline, since this is a module of it; it has no parameters.
+
+    Args:
+        values: of the live settings.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._change: Change | None = None
+        self._shown: dict[str, str] = {}
+        self._fields: dict[str, TextField | ChoiceField] = {}
+        for path in LIVE_SETTINGS:
+            name = path.rpartition(".")[2]
+            label = name.replace("_", " ").capitalize()
+            field: TextField | ChoiceField = (
+                ChoiceField(label, values[path], sorted({*score_names(), values[path]}))
+                if name == "score"
+                else TextField(label, str(values[path]))
+            )
+            self._fields[path] = field
+            setattr(self, f"field_{len(self._fields)}_{name}", field)  # the viewer shows them in the order of the names
+        self.field_apply = ViewerButton("Apply", self.take)
+        self.field_message = Message("Message")
+
+    def connect(self, change: Change, values: Mapping[str, Any]) -> None:
+        """Let the button act, and show what is set.
+
+        Args:
+            change: takes the settings that were changed, as they were typed, and says what became of it.
+            values: of the live settings.
+        """
+        self._change = change
+        self.show(values)
+
+    def show(self, values: Mapping[str, Any]) -> None:
+        """Show what is set."""
+        self._shown = {path: str(values[path]) for path in LIVE_SETTINGS}
+        for path, field in self._fields.items():
+            if field.value != self._shown[path]:
+                field.value = self._shown[path]
+
+    def take(self, button: ViewerButton) -> None:
+        """Change what was typed; what is wrong with it is shown, and all stays as it was."""
+        if self._change is None:
+            self.field_message.say("The edit has not begun yet.")
+            return
+        typed = {path: field.value for path, field in self._fields.items() if field.value != self._shown[path]}
+        try:
+            self.field_message.say(self._change(typed))
+        except UserError as error:
+            self.field_message.say(f"**Not changed:** {error}")

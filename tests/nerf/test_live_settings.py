@@ -1,0 +1,144 @@
+"""Settings that are changed while an edit runs: from the next step on, checked, and written down for a repetition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_edit import TARGET_PROMPT, edit_config_for, load_checkpoint, run
+from test_edit import assert_equal_states, interrupt_at
+
+from cds_nerf.errors import Interrupted, UserError
+from cds_nerf.nerf.live_settings import LOG
+from cds_nerf.nerf.pipeline import CDSPipeline
+
+CHANGES = {
+    1: {"target_prompt": "a photo of a lion", "guidance.w_cut": "1.5"},
+    3: {"guidance.score": "pds", "guidance.min_timestep": "0.2", "w_keep": "0"},
+}
+
+
+def press_apply(pipeline: CDSPipeline, typed: dict[str, str]) -> str:
+    """Type into the panel's fields and press its button; the line that it shows then."""
+    panel = pipeline.live_edit
+    for path, text in typed.items():
+        panel._fields[path].value = text
+    panel.take(panel.field_apply)
+    return panel.field_message.text
+
+
+def press_before(monkeypatch: pytest.MonkeyPatch, changes: dict[int, dict[str, str]]) -> None:
+    """Somebody uses the panel before these steps."""
+    get_train_loss_dict = CDSPipeline.get_train_loss_dict
+
+    def step_after_change(pipeline: CDSPipeline, step: int) -> Any:
+        if step in changes and step == pipeline.next_step:
+            assert press_apply(pipeline, changes[step]).startswith(f"Changed from step {step} on")
+        return get_train_loss_dict(pipeline, step)
+
+    monkeypatch.setattr(CDSPipeline, "get_train_loss_dict", step_after_change)
+
+
+@pytest.fixture
+def changed_edit(edit_config, monkeypatch) -> Path:
+    """The run folder of an edit whose settings were changed in the panel."""
+    with monkeypatch.context() as patch:
+        press_before(patch, CHANGES)
+        config = edit_config(max_num_iterations=5, timestamp="changed")
+        run(config)
+    return config.get_base_dir()
+
+
+def test_edit_with_the_log_of_another_ends_in_the_same_field(edit_config, changed_edit):
+    repeated = edit_config(max_num_iterations=5, timestamp="repeated", pipeline__live_changes=changed_edit / LOG)
+    run(repeated)
+    assert (repeated.get_base_dir() / LOG).read_text() == (changed_edit / LOG).read_text()
+    assert_equal_states(load_checkpoint(repeated.get_base_dir()), load_checkpoint(changed_edit))
+    plain = edit_config(max_num_iterations=5, timestamp="plain")
+    run(plain)
+    with pytest.raises(AssertionError):
+        assert_equal_states(load_checkpoint(plain.get_base_dir()), load_checkpoint(changed_edit))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_resumed_edit_goes_on_with_what_was_set_last(edit_config, changed_edit, step, monkeypatch):
+    config = edit_config(max_num_iterations=5, timestamp="resumed", steps_per_save=1)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        press_before(patch, CHANGES)
+        interrupt_at(patch, step)
+        run(config)
+    with monkeypatch.context() as patch:
+        press_before(patch, {since: typed for since, typed in CHANGES.items() if since > step})
+        run(edit_config(pipeline__resume_from=config.get_base_dir()))
+    assert_equal_states(load_checkpoint(config.get_base_dir()), load_checkpoint(changed_edit))
+
+
+def test_log_says_what_each_change_set_with_its_step(changed_edit):
+    log = json.loads((changed_edit / LOG).read_text())
+    assert log == {
+        "1": {"target_prompt": "a photo of a lion", "guidance.w_cut": 1.5},
+        "3": {
+            "w_keep": 0.0,
+            "guidance.score": "pds",
+            "guidance.guidance_scale": 100.0,
+            "guidance.min_timestep": 0.2,
+            "guidance.max_timestep": 0.98,
+        },
+    }
+
+
+def test_new_prompt_makes_the_relevance_anew(edit_config, monkeypatch):
+    press_before(monkeypatch, {1: {"target_prompt": "a photo of a lion"}})
+    config = edit_config(max_num_iterations=2)
+    run(config)
+    folders = {path.name for path in (config.get_base_dir() / "source" / "measured").iterdir()}
+    assert "auto" in folders and len([name for name in folders if name.startswith("auto-")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"guidance.w_cut": "much"}, "w_cut is 'much'; it must be a number"),
+        ({"guidance.w_cut": "-1"}, "w_cut is -1.0; it must be at least 0"),
+        ({"guidance.min_timestep": "0.99"}, "min_timestep is 0.99; it must be between 0 and max_timestep"),
+        ({"guidance.guidance_scale": "nan"}, "guidance_scale is nan; it must be at least 0"),
+        ({"guidance.score": "psd"}, "score is 'psd'; it must be one of"),
+        ({"w_keep": "-0.5"}, "w_keep is -0.5; it must be at least 0"),
+        ({"target_prompt": " "}, "target_prompt is missing"),
+        ({"source_prompt": TARGET_PROMPT}, "there is nothing to change"),
+    ],
+)
+def test_bad_value_is_told_in_the_panel_and_the_old_one_stays(small_edit_under_way, typed, message):
+    before = small_edit_under_way.live.at(99)
+    said = press_apply(small_edit_under_way, typed)
+    small_edit_under_way.live_edit.show(before)
+    assert said.startswith("**Not changed:**") and message in said
+    assert small_edit_under_way.live.at(99) == before
+    assert not small_edit_under_way.live.log.exists()
+
+
+@pytest.fixture(scope="module")
+def small_edit_under_way(source_run, diffusion_folder, tmp_path_factory) -> CDSPipeline:
+    config = edit_config_for(source_run, diffusion_folder, tmp_path_factory.mktemp("edit"), max_num_iterations=1)
+    return run(config).pipeline
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "which is no file: give the live_changes.json of an edit's run folder"),
+        ("{", "cannot be read"),
+        ("[1]", "is no log of live changes"),
+        ('{"1": {"seed": 3}}', "changes seed; what can be changed live is source_prompt"),
+        ('{"1": {"w_keep": "x"}}', "sets w_keep to 'x'; it must be a number"),
+    ],
+)
+def test_log_that_cannot_be_repeated_is_told_before_anything_is_made(edit_config, tmp_path, text, message):
+    log = tmp_path / "log.json"
+    if text is not None:
+        log.write_text(text)
+    config = edit_config(pipeline__live_changes=log)
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        config.set_timestamp()
