@@ -17,6 +17,7 @@ from cds_nerf.errors import Interrupted, Terminated, UserError, in_one_line, pri
 from cds_nerf.image.command import EditImages
 from cds_nerf.recipe.command import RunRecipe
 from cds_nerf.report.command import EvaluateEdits
+from cds_nerf.report.history_command import ShowHistory
 from cds_nerf.shapes.command import MakeScene, RunDemo
 from cds_nerf.termination import on_sigterm
 from cds_nerf.typed_options import typed_options
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "scene": RunRecipe,
     "demo": RunDemo,
     "evaluate": EvaluateEdits,
+    "history": ShowHistory,
 }
 """Each subcommand: a dataclass of its options that imports no torch, with `EXAMPLES` for its help and `run() -> int`,
 which returns the exit status."""

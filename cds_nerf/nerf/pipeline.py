@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -42,7 +41,14 @@ from cds_nerf.nerf.datamanager import (
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
-from cds_nerf.nerf.live_settings import LIVE_SETTINGS, LOG, LiveSettings, check_live_settings
+from cds_nerf.nerf.live_settings import (
+    LIVE_SETTINGS,
+    LOG,
+    LiveSettings,
+    check_live_settings,
+    read_changes,
+    write_changes,
+)
 from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
@@ -266,7 +272,7 @@ class CDSPipeline(VanillaPipeline):
         self.seed, self.steps, self.next_step = seed, steps, start
         log = directory / LOG
         if config.live_changes is not None and not log.exists():
-            shutil.copyfile(config.live_changes, log)
+            write_changes(read_changes(config.live_changes), log)
         self.live = LiveSettings(config, log)
         self._set(self.live.at(start))
         options = config.diffusion_model

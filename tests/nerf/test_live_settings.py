@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nerfstudio.data.datasets.base_dataset import InputDataset
 from small_edit import TARGET_PROMPT, edit_config_for, load_checkpoint, run
 from test_edit import assert_equal_states, interrupt_at
 
 from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.live_settings import LOG
 from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.nerf.trainer import CDSTrainer
 
 CHANGES = {
     1: {"target_prompt": "a photo of a lion", "guidance.w_cut": "1.5"},
@@ -142,3 +144,26 @@ def test_log_that_cannot_be_repeated_is_told_before_anything_is_made(edit_config
     config = edit_config(pipeline__live_changes=log)
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         config.set_timestamp()
+
+
+def test_viewer_has_the_controls_and_opens_no_photograph(edit_config, monkeypatch):
+    def read(*_: Any) -> None:
+        raise AssertionError("a photograph was read")
+
+    def press_as_the_viewer_does(pipeline: CDSPipeline, typed: dict[str, str]) -> str:
+        panel = pipeline.live_edit
+        for path, text in typed.items():
+            panel._fields[path].value = text
+        panel.field_apply.cb_hook(panel.field_apply)  # under the train lock, as the viewer has wired it
+        return panel.field_message._markdown.content
+
+    monkeypatch.setattr(InputDataset, "get_numpy_image", read)
+    monkeypatch.setattr(CDSTrainer, "_train_complete_viewer", lambda trainer: None)
+    trainer = run(edit_config(vis="viewer", max_num_iterations=1))
+    pipeline = trainer.pipeline
+    assert pipeline.live_edit._fields["target_prompt"].gui_handle.value == TARGET_PROMPT
+    assert "Changed from step 1 on: guidance.w_cut" in press_as_the_viewer_does(pipeline, {"guidance.w_cut": "1.5"})
+    said = press_as_the_viewer_does(pipeline, {"guidance.w_cut": "-1"})
+    assert "w_cut is -1.0; it must be at least 0" in said
+    assert pipeline.live.at(1)["guidance.w_cut"] == 1.5
+    trainer.viewer_state.viser_server.stop()
