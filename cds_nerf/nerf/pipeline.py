@@ -136,9 +136,9 @@ class CDSPipeline(VanillaPipeline):
     datamanager: CDSDataManager | CDSImageDataManager
 
     def __init__(
-        self, config: CDSPipelineConfig, *args: Any, grad_scaler: GradScaler | None = None, **kwargs: Any
+        self, config: CDSPipelineConfig, device: str, grad_scaler: GradScaler | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(config, *args, grad_scaler=grad_scaler, **kwargs)
+        super().__init__(config, device, grad_scaler=grad_scaler, **kwargs)
         self.grad_scaler = grad_scaler
         if self.test_mode == "val":  # it is to be trained, and not only to be seen
             self.live_edit = LivePanel({path: value_at(self.config, path) for path in LIVE_SETTINGS})
