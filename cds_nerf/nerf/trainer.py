@@ -10,6 +10,7 @@ from typing import Literal
 
 import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer import Viewer
 from safetensors import SafetensorError
 
 from cds_nerf.diffusion.memory import is_out_of_memory
@@ -87,6 +88,13 @@ class CDSTrainer(FiniteStepsTrainer):
                 load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
                 self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
             on_failure.pop_all()
+        if isinstance(self.viewer_state, Viewer):
+            port = self.viewer_state.viser_server.get_port()
+            CONSOLE.print(
+                f"To see the viewer of a server: ssh -L {port}:localhost:{port} SERVER where you sit, and open "
+                f"http://localhost:{port} there",
+                soft_wrap=True,
+            )
 
     def _change_live(self, values: Mapping[str, str]) -> str:
         """Change settings from the next step on; what to say of it."""

@@ -146,7 +146,7 @@ def test_log_that_cannot_be_repeated_is_told_before_anything_is_made(edit_config
         config.set_timestamp()
 
 
-def test_viewer_has_the_controls_and_opens_no_photograph(edit_config, monkeypatch):
+def test_viewer_has_the_controls_and_opens_no_photograph(edit_config, monkeypatch, capsys):
     def read(*_: Any) -> None:
         raise AssertionError("a photograph was read")
 
@@ -160,7 +160,8 @@ def test_viewer_has_the_controls_and_opens_no_photograph(edit_config, monkeypatc
     monkeypatch.setattr(InputDataset, "get_numpy_image", read)
     monkeypatch.setattr(CDSTrainer, "_train_complete_viewer", lambda trainer: None)
     trainer = run(edit_config(vis="viewer", max_num_iterations=1))
-    pipeline = trainer.pipeline
+    pipeline, port = trainer.pipeline, trainer.viewer_state.viser_server.get_port()
+    assert f"ssh -L {port}:localhost:{port} SERVER" in capsys.readouterr().out
     assert pipeline.live_edit._fields["target_prompt"].gui_handle.value == TARGET_PROMPT
     assert "Changed from step 1 on: guidance.w_cut" in press_as_the_viewer_does(pipeline, {"guidance.w_cut": "1.5"})
     said = press_as_the_viewer_does(pipeline, {"guidance.w_cut": "-1"})
