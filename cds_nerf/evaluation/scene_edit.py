@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cds_nerf.evaluation.attributes import Words, share_kept, share_with_target
+from cds_nerf.evaluation.detail import detail_kept
 from cds_nerf.evaluation.fidelity import outside, psnr
 
 
@@ -24,6 +26,8 @@ class SceneQuality:
     """Share of the views in which the classifier sees all of the target's words, in 0..1."""
     kept: float
     """Share of the views in which it sees the words that source and target have in common, in 0..1."""
+    detail: float
+    """How much of the object's pattern is kept, see `detail_kept`: 1 for all; NaN where it has none."""
 
 
 def scene_quality(
@@ -31,6 +35,7 @@ def scene_quality(
     truth: Float[Tensor, "views 3 height width"],
     source_masks: Float[Tensor, "views 1 height width"],
     target_masks: Float[Tensor, "views 1 height width"],
+    plain: Float[Tensor, "views 3 height width"],
     seen: Sequence[Words],
     source: Words,
     target: Words,
@@ -42,6 +47,7 @@ def scene_quality(
         truth: the true edited views, in 0..1.
         source_masks: coverage by the object before the edit, in 0..1.
         target_masks: coverage by the object after it, in 0..1.
+        plain: the true edited views without a pattern on the object, in 0..1.
         seen: what the classifier sees in each view.
         source: the words of the source's caption.
         target: the words of the target's caption.
@@ -51,17 +57,20 @@ def scene_quality(
         psnr_outside=psnr(views, truth, outside(source_masks, target_masks)).nanmean().item(),
         with_target=share_with_target(seen, target),
         kept=share_kept(seen, source, target),
+        detail=detail_kept(views, truth, plain, target_masks).nanmean().item(),
     )
 
 
 def quality_table(rows: Mapping[str, SceneQuality]) -> str:
-    """A Markdown table, one row for each name."""
-    lines = [
-        "| | PSNR to the true edit | outside the object | shows the target | keeps the rest |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {name} | {row.psnr:.1f} dB | {row.psnr_outside:.1f} dB | {row.with_target:.0%} | {row.kept:.0%} |"
+    """A Markdown table, one row for each name; with the detail kept where the object has some."""
+    columns = ["PSNR to the true edit", "outside the object", "shows the target", "keeps the rest"]
+    cells = {
+        name: [f"{row.psnr:.1f} dB", f"{row.psnr_outside:.1f} dB", f"{row.with_target:.0%}", f"{row.kept:.0%}"]
         for name, row in rows.items()
-    ]
-    return "\n".join(lines)
+    }
+    if any(math.isfinite(row.detail) for row in rows.values()):
+        columns.append("detail kept")
+        for name, row in rows.items():
+            cells[name].append(f"{row.detail:.2f}")
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in cells.items())])

@@ -95,6 +95,8 @@ class RunDemo:
     output: Path | None = None
     """Folder for all that is made; outputs/demo, or outputs/demo-splats. Several targets of one source and seed may
     share it."""
+    detail: bool = False
+    """A scene with a pattern on the object and stones on the floor, and how much of the pattern the edit keeps."""
     recipe: Path | None = None
     """A recipe with other settings than the demo's own; captions, seed and folders are the demo's."""
 
@@ -120,7 +122,7 @@ class RunDemo:
         recipe = SPLAT_RECIPE if self.field == "splats" else BUNDLED_RECIPE
         recipe = recipe if self.recipe is None else self.recipe.expanduser()
         output = self.output or Path("outputs/demo-splats" if self.field == "splats" else "outputs/demo")
-        demo = Demo.of(self.source, self.target, self.seed, output.expanduser(), recipe)
+        demo = Demo.of(self.source, self.target, self.seed, output.expanduser(), recipe, self.detail)
         classifier = AttributeClassifier.from_pretrained()
         print(f"1/3 the scene, in {demo.scene}")
         demo.make_scene()

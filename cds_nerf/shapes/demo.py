@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cds_nerf.files import whole_file
 from cds_nerf.recipe.recipe import SOURCE_METHODS
 from cds_nerf.shapes.classifier import AttributeClassifier
 from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
+from cds_nerf.shapes.render import render
 from cds_nerf.shapes.scene import ATTRIBUTES, parse_caption
 
 BUNDLED_RECIPE = Path(__file__).parent / "demo.yaml"
@@ -49,14 +50,16 @@ class Demo:
     """The keys of the recipe, complete."""
 
     @classmethod
-    def of(cls, source: str, target: str, seed: int, output: Path, recipe: Path = BUNDLED_RECIPE) -> Demo:
+    def of(
+        cls, source: str, target: str, seed: int, output: Path, recipe: Path = BUNDLED_RECIPE, detail: bool = False
+    ) -> Demo:
         """A demo, checked; what it is about goes into the recipe over what is there.
 
         Raises:
             UserError: if a caption is not of the world of shapes, both say the same, or the recipe cannot be read or
                 has a source of its own.
         """
-        capture = Capture.of(source, seed=seed)
+        capture = Capture.of(source, seed=seed, detail=detail)
         target = parse_caption(target).caption
         if target == capture.caption:
             raise UserError(f"source and target are both {target!r}: there is nothing to change")
@@ -131,6 +134,9 @@ class Demo:
         fields = {"before": self.output / "held_out" / "source", "after": self.output / "held_out" / self.name}
         files = sorted(path.name for path in fields["after"].glob("*.png"))
         true_views = _read(truth / "images", files)
+        true_scene = self.capture.scene().edited(parse_caption(self.target))
+        poses = self.capture.poses()[[int(Path(name).stem) for name in files]]
+        plain_views, _ = render(replace(true_scene, detail=None), poses, self.capture.size)
         words = [
             {name: getattr(parse_caption(caption), name) for name in ATTRIBUTES}
             for caption in (self.capture.caption, self.target)
@@ -143,6 +149,7 @@ class Demo:
                 true_views,
                 _read(self.scene / "masks", files),
                 _read(truth / "masks", files),
+                plain_views,
                 classifier.classify(images),
                 *words,
             )
