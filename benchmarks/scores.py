@@ -142,7 +142,7 @@ class ScoresBenchmark:
 
     def _measured(self, attribute: str, seed: int, name: str, region: str) -> list[dict[str, float]]:
         label = "".join(letter if letter.isalnum() else "-" for letter in name)
-        path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.images}-{self.steps}.json"
+        path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.images}-{self.steps}-{self.every}.json"
         if not path.exists():
             print(path.stem, flush=True)
             curve = list(self._edit(Cases.draw(attribute, seed, self.images), attribute, seed, RUNS[name], region))
@@ -198,7 +198,8 @@ class ScoresBenchmark:
         return (cases.mask < 1).float() if attribute == "floor" else covered
 
     def _write(self, found: dict[Any, list[list[dict[str, float]]]], attributes: Any, names: Any) -> None:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(words, capture_output=True, text=True).stdout.strip()
         lines = [
             "# The scores side by side",
             "",

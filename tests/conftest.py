@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,3 +127,31 @@ def splat_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_edit import train_splat_source
 
     return train_splat_source(capture, tmp_path_factory.mktemp("splats"))
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cds_nerf.locking import hold
+hold(Path(sys.argv[1]), "")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold_elsewhere() -> Iterator[Callable[[Path], int]]:
+    """Lets another process hold a lock; its number."""
+    processes = []
+
+    def hold(path: Path) -> int:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", HOLDER, path]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process.pid
+
+    yield hold
+    for process in processes:
+        process.communicate()

@@ -9,10 +9,8 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -406,52 +404,24 @@ def test_checkpoint_that_the_disk_does_not_take_leaves_the_last_one(edit_config)
     assert not list(trainer.base_dir.glob(".partial-*"))
 
 
-HOLDER = """
-import sys
-from pathlib import Path
-from cds_nerf.locking import hold
-hold(Path(sys.argv[1]) / ".lock", "")
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def edited_elsewhere() -> Iterator[Callable[[Path], int]]:
-    """Lets another process be at work in a run's folder; its number."""
-    processes = []
-
-    def hold(folder: Path) -> int:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", HOLDER, folder]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process.pid
-
-    yield hold
-    for process in processes:
-        process.communicate()
-
-
 def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_edit_that_runs_already_is_not_gone_on_with(edit_config, edited_elsewhere):
+def test_edit_that_runs_already_is_not_gone_on_with(edit_config, hold_elsewhere):
     config = edit_config(max_num_iterations=2)
     run(config)
     folder = config.get_base_dir()
-    process, before = edited_elsewhere(folder), files(folder)
+    process, before = hold_elsewhere(folder / ".lock"), files(folder)
     message = message_of(edit_config(pipeline__resume_from=folder, max_num_iterations=4))
     assert message.startswith(f"{folder} is being made already, by process {process} on ")
     assert files(folder) == before
 
 
-def test_two_edits_that_would_have_one_folder_are_told(edit_config, edited_elsewhere):
+def test_two_edits_that_would_have_one_folder_are_told(edit_config, hold_elsewhere):
     config = edit_config(timestamp="now")
     config.set_timestamp()  # as the other one does, before either has made the folder
-    process = edited_elsewhere(config.get_base_dir())
+    process = hold_elsewhere(config.get_base_dir() / ".lock")
     with pytest.raises(UserError, match=f"is being made already, by process {process} on "):
         config.save_config()
     assert not files(config.get_base_dir())

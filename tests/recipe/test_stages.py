@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,33 +287,6 @@ def test_checkpoint_in_the_older_format_is_read_and_gone_on_from(done, commands)
     assert cli.main(["scene", str(done)]) == 0
     assert commands[0][:1] == ["cds-source"] and "--load-checkpoint" in commands[0]
     assert steps(path.parents[1]) == 5
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from cds_nerf.locking import hold
-hold(Path(sys.argv[1]), "")
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def hold_elsewhere():
-    """Lets another process hold a lock; its number."""
-    processes = []
-
-    def hold(path: Path) -> int:
-        command = [sys.executable, "-c", HOLDER, path]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process.pid
-
-    yield hold
-    for process in processes:
-        process.communicate()
 
 
 @pytest.mark.parametrize(

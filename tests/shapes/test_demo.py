@@ -1,6 +1,8 @@
 """The demo's way with a random model and a random judge: everything is made, whatever it is worth."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,20 @@ def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     assert f"  cds-nerf {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("detail", [False, True])
+def test_report_says_how_much_detail_is_kept_where_there_is_some(tmp_path, detail):
+    demo = Demo.of("a red cube on a gray floor", "a blue cube on a gray floor", 0, tmp_path, detail=detail)
+    demo.make_scene()
+    truth = tmp_path / "scene" / "edited" / demo.name / "images"
+    for name in ("source", demo.name):
+        (tmp_path / "held_out" / name).mkdir(parents=True)
+        for file in ("0002.png", "0030.png"):
+            shutil.copy(truth / file, tmp_path / "held_out" / name)
+    quality = demo.report(AttributeClassifier().eval())
+    assert quality["after"].detail == pytest.approx(1.0, abs=0.01) if detail else math.isnan(quality["after"].detail)
+    assert ("detail kept" in (tmp_path / demo.name / "quality.md").read_text()) == detail
 
 
 @pytest.mark.slow
