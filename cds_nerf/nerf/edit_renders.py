@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from threading import Lock
 
@@ -18,6 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchvision.utils import save_image
 
+from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
 from cds_nerf.guidance import CDSGuidance
 from cds_nerf.nerf.pipeline import CDSPipeline
@@ -100,11 +102,29 @@ class EditRenders:
             with whole_file(self.directory / "edited_views" / f"{index:05d}.png") as file:
                 save_image(self.pipeline.render_training_view(index), file)
         if self.pipeline.orbit:
-            pairs = (
-                torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
-                for index in progress_bar(range(len(self.pipeline.orbit)), "Edited orbit", unit="frame")
-            )
-            write_video(pairs, self.directory / "before_after.mp4")
+            self._write_orbit(self.directory / "before_after.mp4")
+
+    def write_video_of(self, step: int) -> Path:
+        """The before/after video of the field as it is after a step, beside all others; its path.
+
+        Raises:
+            UserError: if it cannot be written, or the edit has no orbit.
+        """
+        if not self.pipeline.orbit:
+            raise UserError("--pipeline.orbit-frames is 0, so that there is no way for a video's camera")
+        first = self.directory / f"before_after_{step:06d}.mp4"
+        names = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
+        path = next(path for path in chain([first], names) if not path.exists())
+        self._write_orbit(path)
+        return path
+
+    @torch.no_grad()
+    def _write_orbit(self, path: Path) -> None:
+        pairs = (
+            torch.cat([self.pipeline.source.frame(index), self.pipeline.render_frame(index).cpu()], dim=2)
+            for index in progress_bar(range(len(self.pipeline.orbit)), "Edited orbit", unit="frame")
+        )
+        write_video(pairs, path)
 
 
 def write_video(frames: Iterable[Float[Tensor, "3 height width"]], path: Path) -> None:

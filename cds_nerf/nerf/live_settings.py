@@ -18,7 +18,7 @@ from cds_nerf.guidance.config import PaperDefault
 from cds_nerf.typed_options import set_value_at, value_at
 
 LOG = "live_changes.json"
-"""In the run folder: by step, which settings have which values from it on."""
+"""In the run folder: by step, which settings have which values from it on, and before which the field was given up."""
 
 LIVE_SETTINGS = (
     "source_prompt",
@@ -34,6 +34,9 @@ LIVE_SETTINGS = (
 """Of the pipeline's configuration; each is a text or a number."""
 
 PROMPT_NAMES = ("source_prompt", "target_prompt")
+
+FIELD, SOURCE = "field", "source"
+"""What a log says of a step before which the edit went back to the source's field."""
 
 Changes = dict[int, dict[str, Any]]
 
@@ -59,8 +62,20 @@ class LiveSettings:
         values = dict(self.at_first)
         for since, changed in sorted(self._changes.items()):
             if since <= step:
-                values |= changed
+                values |= {path: value for path, value in changed.items() if path != FIELD}
         return values
+
+    def returns_at(self, step: int) -> bool:
+        """Whether the edit goes back to the source's field before a step."""
+        return FIELD in self._changes.get(step, {})
+
+    def note_return(self, step: int) -> None:
+        """Write down that the edit goes back to the source's field before a step, and not, as the log had it, later.
+
+        Raises:
+            UserError: if the log cannot be written.
+        """
+        self._put(step, {FIELD: SOURCE})
 
     def change(self, step: int, values: Mapping[str, Any], config: Any, fits: Callable[[Any], None]) -> list[str]:
         """Set something from a step on, and write it down. What the log had for the same settings later on is over.
@@ -85,8 +100,11 @@ class LiveSettings:
         check_live_settings(changed)
         fits(changed)
         new = {path: value for path in LIVE_SETTINGS if (value := value_at(changed, path)) != value_at(config, path)}
-        if not new:
-            return []
+        if new:
+            self._put(step, new)
+        return list(new)
+
+    def _put(self, step: int, new: dict[str, Any]) -> None:
         changes = {
             since: {path: value for path, value in old.items() if since < step or path not in new}
             for since, old in self._changes.items()
@@ -95,7 +113,6 @@ class LiveSettings:
         changes = {since: those for since, those in changes.items() if those}
         write_changes(changes, self.log)
         self._changes = changes
-        return list(new)
 
 
 def check_live_settings(config: Any) -> None:
@@ -126,6 +143,10 @@ def read_changes(path: Path) -> Changes:
         raise UserError(f"{path} is no log of live changes, as {LOG} in an edit's run folder is") from error
     for values in read.values():
         for setting, value in values.items():
+            if setting == FIELD:
+                if value != SOURCE:
+                    raise UserError(f"{path} sets {FIELD} to {value!r}; it can be set to {SOURCE!r} alone")
+                continue
             if setting not in LIVE_SETTINGS:
                 raise UserError(f"{path} changes {setting}; what can be changed live is {', '.join(LIVE_SETTINGS)}")
             wanted = str if setting in (*PROMPT_NAMES, "guidance.score") else int | float

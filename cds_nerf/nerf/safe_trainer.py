@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -81,6 +83,20 @@ class SafeTrainer(ProgressTrainer):
         outputs = super().train_iteration(step)
         self.completed = None
         return outputs
+
+    @contextmanager
+    def between_steps(self, step: int) -> Iterator[None]:
+        """Within, before a step, nothing is half done: SIGTERM ends at once what may take long, and the last is saved.
+
+        Args:
+            step: the one that comes next.
+        """
+        stepping = self._stepping
+        self.completed, self._stepping = step - 1, False
+        try:
+            yield
+        finally:
+            self._stepping = stepping
 
     def _after_train(self) -> None:
         self.completed = self.step

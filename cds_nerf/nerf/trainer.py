@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -21,11 +21,10 @@ from cds_nerf.locking import RUN_LOCK, BusyError, let_go
 from cds_nerf.nerf.checkpoints import newest_checkpoint
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.edit_renders import EditRenders
-from cds_nerf.nerf.finite_steps import FiniteStepsTrainer
 from cds_nerf.nerf.gradient_record import load_strengths, save_strengths
+from cds_nerf.nerf.live_trainer import LiveTrainer
 from cds_nerf.nerf.memory_advice import where_memory_ran_out
 from cds_nerf.nerf.new_edit import settle_new_edit
-from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.resumed_edit import settle_resumed_edit
 from cds_nerf.nerf.safe_trainer import hold_run
 from cds_nerf.nerf.source_run import check_pose_normalisation, read_checkpoint
@@ -34,7 +33,7 @@ from cds_nerf.seeding import repeatable_on_cpu
 from cds_nerf.termination import on_sigterm
 
 
-class CDSTrainer(FiniteStepsTrainer):
+class CDSTrainer(LiveTrainer):
     """Edits a field: starts at step 0 from a source run's weights, or goes on from the run's own checkpoint.
 
     What the user can mend, such as a limit of the machine's, is a UserError; Ctrl-C ends with Interrupted, SIGTERM with
@@ -42,7 +41,6 @@ class CDSTrainer(FiniteStepsTrainer):
     """
 
     config: EditConfig
-    pipeline: CDSPipeline
     activity = "Editing"
 
     @contextmanager
@@ -84,9 +82,10 @@ class CDSTrainer(FiniteStepsTrainer):
                 assert steps is not None
                 with self.train_lock:  # the viewer is there already, and would switch the model to evaluation
                     self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps, self._start_step)
-                self.pipeline.live_edit.connect(self._change_live, self.pipeline.live.at(self._start_step))
+                self.pipeline.live_edit.connect(self.change_live, self.pipeline.live.at(self._start_step))
                 load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
-                self.callbacks += EditRenders(self.pipeline, self.base_dir, self.train_lock).callbacks()
+                self.renders = EditRenders(self.pipeline, self.base_dir, self.train_lock)
+                self.callbacks += self.renders.callbacks()
             on_failure.pop_all()
         if isinstance(self.viewer_state, Viewer):
             port = self.viewer_state.viser_server.get_port()
@@ -95,15 +94,6 @@ class CDSTrainer(FiniteStepsTrainer):
                 f"http://localhost:{port} there",
                 soft_wrap=True,
             )
-
-    def _change_live(self, values: Mapping[str, str]) -> str:
-        """Change settings from the next step on; what to say of it."""
-        pipeline = self.pipeline
-        changed = pipeline.change_live(values)
-        pipeline.live_edit.show(pipeline.live.at(pipeline.next_step))
-        if not changed:
-            return "Nothing is changed."
-        return f"Changed from step {pipeline.next_step} on: {', '.join(changed)}."
 
     def _check_poses(self) -> None:
         assert self.config.pipeline.source_checkpoint is not None

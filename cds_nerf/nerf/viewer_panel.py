@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from viser import ViserServer
 from cds_nerf.errors import UserError
 from cds_nerf.guidance.registry import score_names
 from cds_nerf.nerf.live_settings import LIVE_SETTINGS
+from cds_nerf.nerf.viewer_buttons import Request, RequestButton
 
 Change = Callable[[Mapping[str, str]], str]
 
@@ -63,6 +65,10 @@ class LivePanel(nn.Module):
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__()
         self._change: Change | None = None
+        self._closed = "The edit has not begun yet."
+        self._pressed: Request | None = None
+        self.requests: deque[Request] = deque()
+        """What the buttons have asked for, and is not done yet."""
         self._shown: dict[str, str] = {}
         self._fields: dict[str, TextField | ChoiceField] = {}
         for path in LIVE_SETTINGS:
@@ -77,6 +83,8 @@ class LivePanel(nn.Module):
             setattr(self, f"field_{len(self._fields)}_{name}", field)  # the viewer shows them in the order of the names
         self.field_apply = ViewerButton("Apply", self.take)
         self.field_message = Message("Message")
+        for number, request in enumerate(Request, start=1):
+            setattr(self, f"now_{number}_{request.name.lower()}", RequestButton(request, self.ask))
 
     def connect(self, change: Change, values: Mapping[str, Any]) -> None:
         """Let the button act, and show what is set.
@@ -86,7 +94,12 @@ class LivePanel(nn.Module):
             values: of the live settings.
         """
         self._change = change
+        self._closed = ""
         self.show(values)
+
+    def close(self, why: str) -> None:
+        """Let the buttons say why they do nothing any more."""
+        self._closed = why
 
     def show(self, values: Mapping[str, Any]) -> None:
         """Show what is set."""
@@ -97,11 +110,25 @@ class LivePanel(nn.Module):
 
     def take(self, button: ViewerButton) -> None:
         """Change what was typed; what is wrong with it is shown, and all stays as it was."""
+        self._pressed = None
         if self._change is None:
-            self.field_message.say("The edit has not begun yet.")
+            self.field_message.say(self._closed)
             return
         typed = {path: field.value for path, field in self._fields.items() if field.value != self._shown[path]}
         try:
             self.field_message.say(self._change(typed))
         except UserError as error:
             self.field_message.say(f"**Not changed:** {error}")
+
+    def ask(self, request: Request) -> None:
+        """Ask for what is then done between two steps; for what cannot be undone, by a second press."""
+        if self._closed:
+            self.field_message.say(self._closed)
+            return
+        is_sure = request.question is None or self._pressed is request
+        self._pressed = None if is_sure else request
+        if is_sure:
+            self.field_message.say(f"{request.value}: when the step is done.")
+            self.requests.append(request)
+        else:
+            self.field_message.say(f"**{request.question}**")

@@ -10,7 +10,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.checkpoints import newest_checkpoint
 from cds_nerf.nerf.configuration import EditConfig
-from cds_nerf.nerf.live_settings import LOG, read_changes
+from cds_nerf.nerf.live_settings import FIELD, LOG, read_changes
 from cds_nerf.nerf.source_run import read_run_config, run_of
 from cds_nerf.nerf.train_options import command_line, normalised
 from cds_nerf.typed_options import value_at
@@ -72,7 +72,10 @@ def _edit(folder: Path, config: EditConfig) -> str:
     ]
     changes = read_changes(folder / LOG) if (folder / LOG).exists() else {}
     for step, values in sorted(changes.items()):
-        lines.append(f"from step {step} on: " + ", ".join(f"{name} {value!r}" for name, value in values.items()))
+        if FIELD in values:
+            lines.append(f"before step {step}: back to the source's field")
+        if settings := [f"{name} {value!r}" for name, value in values.items() if name != FIELD]:
+            lines.append(f"from step {step} on: {', '.join(settings)}")
     lines.append(f"repeated by: {repeating_command(folder, config)}")
     return "\n   ".join(lines)
 

@@ -1,0 +1,120 @@
+"""What the viewer's controls let an edit do between two steps, or while it is paused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Literal
+
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
+from nerfstudio.viewer.viewer import Viewer
+
+from cds_nerf.diffusion.memory import is_out_of_memory
+from cds_nerf.errors import UserError, first_line
+from cds_nerf.files import write_failure
+from cds_nerf.nerf.edit_renders import EditRenders
+from cds_nerf.nerf.finite_steps import FiniteStepsTrainer
+from cds_nerf.nerf.pipeline import CDSPipeline
+from cds_nerf.nerf.viewer_buttons import Request
+
+State = Literal["training", "paused", "completed"]
+
+
+class LiveTrainer(FiniteStepsTrainer):
+    """A trainer of an edit that listens to the viewer's controls.
+
+    They call back in threads of their own: what they ask for is done in the main one, where nothing is half done.
+    """
+
+    pipeline: CDSPipeline
+    renders: EditRenders | None = None
+    """What writes the edit's pictures; None until it has begun."""
+    _state: State = "training"
+
+    @property
+    def training_state(self) -> State:  # type: ignore[override]
+        """As nerfstudio has it. While it is paused, its loop does nothing but ask for this: requests are met then."""
+        if self._state == "paused" and self.renders and threading.current_thread() is threading.main_thread():
+            step = self.pipeline.next_step
+            self.completed = step - 1
+            if self.pipeline.live_edit.requests:
+                with self.train_lock:
+                    self._meet_requests(step)
+        return self._state
+
+    @training_state.setter
+    def training_state(self, state: State) -> None:
+        self._state = state
+
+    def change_live(self, values: Mapping[str, str]) -> str:
+        """Change settings from the next step on; what to say of it."""
+        pipeline = self.pipeline
+        changed = pipeline.change_live(values)
+        pipeline.live_edit.show(pipeline.live.at(pipeline.next_step))
+        if not changed:
+            return "Nothing is changed."
+        return f"Changed from step {pipeline.next_step} on: {', '.join(changed)}."
+
+    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """One step, after what is asked for before it.
+
+        Raises:
+            UserError: if the edit goes back to its source, and that cannot be read any more.
+        """
+        if self.pipeline.live.returns_at(step):
+            self._return_to_source()
+        self._meet_requests(step)
+        return super().train_iteration(step)
+
+    def _meet_requests(self, step: int) -> None:
+        """Do what the buttons have asked for before a step, and show what became of it."""
+        panel = self.pipeline.live_edit
+        while panel.requests:
+            request = panel.requests.popleft()
+            try:
+                said = self._meet(request, step)
+            except (UserError, FloatingPointError) as error:
+                said = f"**Not done:** {error}"
+            except (OSError, RuntimeError, MemoryError) as error:
+                if (failure := write_failure(error)) is None and not is_out_of_memory(error):
+                    raise
+                said = f"**Not done:** {failure or first_line(error)}"
+            panel.field_message.say(said)
+
+    def _meet(self, request: Request, step: int) -> str:
+        if request is Request.RETURN:
+            self._return_to_source()
+            self.pipeline.live.note_return(step)
+            if isinstance(self.viewer_state, Viewer):
+                self.viewer_state._trigger_rerender()
+            return f"Step {step} begins with the source's field."
+        if not step:
+            return "Nothing to write: the edit has made no step yet."
+        assert self.renders is not None
+        with self.between_steps(step):
+            if request is Request.VIDEO:
+                return f"The video is written: {self.renders.write_video_of(step - 1)}"
+            if self.skipped_in_a_row:
+                return f"**Not saved:** {self.skipped_last} was left out; the last checkpoint is of the time before it."
+            self.save_checkpoint(step - 1)
+            return f"Step {step - 1} is saved."
+
+    def _return_to_source(self) -> None:
+        """Let the field be the source's, and what optimizers and guidance remember be as before the first step.
+
+        The learning rates go on as they do with the steps.
+        """
+        self.completed = None  # until it is done
+        self.pipeline.load_source()
+        groups = self.pipeline.get_param_groups()
+        for name, optimizer in self.optimizers.optimizers.items():
+            optimizer.state.clear()
+            (part,) = optimizer.param_groups
+            part["params"] = groups[name]  # splats are others where their number was another
+        self.optimizers.parameters |= groups
+        self.pipeline.guidance.strengths.clear()
+
+    def _after_train(self) -> None:
+        if self.renders:
+            self.pipeline.live_edit.close("The edit is done: its checkpoint, views and video are in its folder.")
+        super()._after_train()
