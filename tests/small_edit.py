@@ -35,15 +35,21 @@ SMALL_MODEL = {
 
 
 def write_capture(
-    folder: Path, views: int = VIEWS, camera_model: str = "OPENCV", mode: str = "RGB", masks: bool = False
+    folder: Path,
+    views: int = VIEWS,
+    camera_model: str = "OPENCV",
+    mode: str = "RGB",
+    masks: bool = False,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Path:
-    """Non-square photographs with lens distortion and intrinsics that differ from frame to frame."""
+    """Photographs, by default not square, with lens distortion and intrinsics that differ from frame to frame."""
+    width, height = size
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     frames = []
     for index in range(views):
         pixels = random.integers(0, 255, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((WIDTH, HEIGHT)).convert(mode).save(folder / "images" / f"{index:03d}.png")
+        Image.fromarray(pixels).resize(size).convert(mode).save(folder / "images" / f"{index:03d}.png")
         angle = 2 * np.pi * index / views
         back = np.array([np.cos(angle), np.sin(angle), 0.5])
         back /= np.linalg.norm(back)
@@ -57,10 +63,10 @@ def write_capture(
                 "transform_matrix": pose.tolist(),
                 "fl_x": 40.0 + index,
                 "fl_y": 41.0 + index,
-                "cx": WIDTH / 2 + 1,
-                "cy": HEIGHT / 2 - 1,
-                "w": WIDTH,
-                "h": HEIGHT,
+                "cx": width / 2 + 1,
+                "cy": height / 2 - 1,
+                "w": width,
+                "h": height,
                 "k1": 0.05,
                 "k2": -0.02,
                 "p1": 0.001,
@@ -68,8 +74,8 @@ def write_capture(
             }
         )
         if masks:
-            mask = Image.new("L", (WIDTH, HEIGHT), 255)
-            mask.paste(0, (0, 0, WIDTH // 2, HEIGHT // 2))
+            mask = Image.new("L", size, 255)
+            mask.paste(0, (0, 0, width // 2, height // 2))
             mask.save(folder / "mask.png")
             frames[-1]["mask_path"] = "mask.png"
     (folder / "transforms.json").write_text(json.dumps({"camera_model": camera_model, "frames": frames}))
