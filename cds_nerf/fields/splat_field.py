@@ -41,6 +41,8 @@ class SplatField:
 
     def __init__(self, model: SplatfactoModel) -> None:
         self.model = model
+        # Kept with the model and its copies: the viewer gives the model the one that its user chooses.
+        self.background = vars(model).setdefault("background_of_evaluation", model.background_color)
         self.optimizers: dict[str, Optimizer] = {}
         self.info: dict[str, Any] = {}
 
@@ -177,7 +179,7 @@ class SplatField:
             self.info = info
         background = {"black": torch.zeros(3), "white": torch.ones(3)}.get(config.background_color)
         if background is None:  # "random" in training
-            background = model.background_color
+            background = self.background
         image = clamp_with_way_back(drawn[..., :3] + (1 - alpha) * background.to(drawn), 0, 1)
         depth = torch.where(alpha > 0, drawn[..., 3:], drawn[..., 3:].detach().max())
         return torch.cat([image, depth], dim=-1)[0]

@@ -14,6 +14,7 @@ import pickle
 import threading
 import unittest.mock
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,11 +26,15 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
+from nerfstudio.model_components.renderers import background_color_override_context
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.utils.io import load_from_json
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.utils import CameraState, get_camera
+from nerfstudio.viewer_legacy.server.viewer_utils import SetTrace
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -45,6 +50,7 @@ def apply() -> None:
         draw_splats_without_cuda()
     let_validation_and_test_views_stand_for_each_other()
     read_points_without_open3d()
+    let_trainers_add_to_what_the_viewer_shows()
 
 
 def load_checkpoints_safely() -> None:
@@ -295,3 +301,36 @@ def _first_listed(split: str, is_listed: Callable[[str], bool]) -> str:
     """The split, or the first of those that can stand for it that is listed."""
     stand_ins = {"val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
     return next((name for name in stand_ins.get(split, ()) if is_listed(name)), split)
+
+
+def let_trainers_add_to_what_the_viewer_shows() -> None:
+    """Let a trainer with a method `viewer_outputs` add to the outputs among which the viewer's user chooses.
+
+    The viewer shows what the model renders, and tells nobody which of it was chosen. No upstream issue; can go when it
+    asks the pipeline.
+    """
+    render: Any = RenderStateMachine._render_img
+    if hasattr(render, "__wrapped__"):
+        return
+
+    @functools.wraps(render)
+    def render_with_more(machine: RenderStateMachine, camera_state: CameraState) -> Any:
+        outputs = render(machine, camera_state)
+        viewer: Any = machine.viewer
+        if not hasattr(viewer.trainer, "viewer_outputs"):
+            return outputs
+        panel = viewer.control_panel
+        height, width = next(iter(outputs.values())).shape[:2]
+        camera = get_camera(camera_state, height, width).to(viewer.get_model().device)
+        chosen = [panel.output_render, *([panel.split_output_render] if panel.split else [])]
+        with ExitStack() as stack:
+            stack.enter_context(viewer.train_lock or nullcontext())
+            stack.enter_context(torch.no_grad())
+            if panel.crop_viewport:
+                color = torch.tensor(panel.background_color or (0, 0, 0), device=viewer.get_model().device) / 255
+                stack.enter_context(background_color_override_context(color))
+            stack.enter_context(SetTrace(machine.check_interrupt))
+            box = panel.crop_obb if panel.crop_viewport else None
+            return viewer.trainer.viewer_outputs(outputs, camera, box, chosen)
+
+    RenderStateMachine._render_img = render_with_more  # type: ignore[assignment,method-assign]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.viewer.viewer import Viewer
+from torch import Tensor
 
 from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import UserError, first_line
@@ -16,6 +19,7 @@ from cds_nerf.nerf.edit_renders import EditRenders
 from cds_nerf.nerf.finite_steps import FiniteStepsTrainer
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.viewer_buttons import Request
+from cds_nerf.nerf.viewer_outputs import with_edit_outputs
 
 State = Literal["training", "paused", "completed"]
 
@@ -54,6 +58,18 @@ class LiveTrainer(FiniteStepsTrainer):
         if not changed:
             return "Nothing is changed."
         return f"Changed from step {pipeline.next_step} on: {', '.join(changed)}."
+
+    def viewer_outputs(
+        self, outputs: dict[str, Tensor], camera: Cameras, box: OrientedBox | None, chosen: Collection[str]
+    ) -> dict[str, Tensor]:
+        """What the viewer's user can choose to see; see `with_edit_outputs`. The viewer calls this under its lock."""
+        if self.renders is None:
+            return outputs
+        try:
+            return with_edit_outputs(outputs, self.pipeline, camera, box, chosen)
+        except (UserError, FloatingPointError) as error:
+            self.pipeline.live_edit.field_message.say(f"**Not shown:** {error}")
+            return with_edit_outputs(outputs, self.pipeline, camera, box, chosen=())
 
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step, after what is asked for before it.

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -172,6 +173,17 @@ class Region:
         """Where the edit may act in what a camera [1] sees, in 0..1; masks of training images have no say there."""
         small = _at_latents(camera, self.latent_pixels)
         return self._combine(camera, self.distance(small), self._sample_size(step), own=None)
+
+    @cached_property
+    def has_a_place(self) -> bool:
+        """Whether `of_camera` knows of anything: a box does, and what views say where their geometry is known."""
+        kinds = {kind for _, kind in self.terms}
+        first = self.order[0]
+        return bool(kinds & {"box", "none"}) or (
+            bool(kinds & {"auto", "text"})
+            and all(can_project(camera) for camera in self.cameras)
+            and self._distance_of_view(first) is not None
+        )
 
     def _sample_size(self, step: int) -> int:
         drawn = max(step + 1, SAMPLE_SIZES[0])
