@@ -12,6 +12,7 @@ from torch import Tensor
 from cds_nerf.evaluation.attributes import Words, share_kept, share_with_target
 from cds_nerf.evaluation.detail import detail_kept
 from cds_nerf.evaluation.fidelity import outside, psnr
+from cds_nerf.evaluation.silhouette import silhouette_overlap
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class SceneQuality:
     """Share of the views in which the classifier sees all of the target's words, in 0..1."""
     kept: float
     """Share of the views in which it sees the words that source and target have in common, in 0..1."""
+    silhouette: float
+    """Overlap of the object's silhouette with the true one, see `silhouette_overlap`, in 0..1; NaN where it hardly
+    stands out."""
     detail: float
     """How much of the object's pattern is kept, see `detail_kept`: 1 for all; NaN where it has none."""
 
@@ -35,6 +39,7 @@ def scene_quality(
     truth: Float[Tensor, "views 3 height width"],
     source_masks: Float[Tensor, "views 1 height width"],
     target_masks: Float[Tensor, "views 1 height width"],
+    empty: Float[Tensor, "views 3 height width"],
     plain: Float[Tensor, "views 3 height width"],
     seen: Sequence[Words],
     source: Words,
@@ -47,6 +52,7 @@ def scene_quality(
         truth: the true edited views, in 0..1.
         source_masks: coverage by the object before the edit, in 0..1.
         target_masks: coverage by the object after it, in 0..1.
+        empty: the views without the object, in 0..1.
         plain: the true edited views without a pattern on the object, in 0..1.
         seen: what the classifier sees in each view.
         source: the words of the source's caption.
@@ -57,20 +63,22 @@ def scene_quality(
         psnr_outside=psnr(views, truth, outside(source_masks, target_masks)).nanmean().item(),
         with_target=share_with_target(seen, target),
         kept=share_kept(seen, source, target),
+        silhouette=silhouette_overlap(views, truth, empty, target_masks).nanmean().item(),
         detail=detail_kept(views, truth, plain, target_masks).nanmean().item(),
     )
 
 
 def quality_table(rows: Mapping[str, SceneQuality]) -> str:
-    """A Markdown table, one row for each name; with the detail kept where the object has some."""
+    """A Markdown table, one row for each name; with the silhouette and the detail kept where they say something."""
     columns = ["PSNR to the true edit", "outside the object", "shows the target", "keeps the rest"]
     cells = {
         name: [f"{row.psnr:.1f} dB", f"{row.psnr_outside:.1f} dB", f"{row.with_target:.0%}", f"{row.kept:.0%}"]
         for name, row in rows.items()
     }
-    if any(math.isfinite(row.detail) for row in rows.values()):
-        columns.append("detail kept")
-        for name, row in rows.items():
-            cells[name].append(f"{row.detail:.2f}")
+    for key, heading in {"silhouette": "silhouette", "detail": "detail kept"}.items():
+        if any(math.isfinite(getattr(row, key)) for row in rows.values()):
+            columns.append(heading)
+            for name, row in rows.items():
+                cells[name].append(f"{getattr(row, key):.2f}")
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     return "\n".join([*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in cells.items())])

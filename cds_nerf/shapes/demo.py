@@ -134,11 +134,12 @@ class Demo:
         fields = {"before": self.output / "held_out" / "source", "after": self.output / "held_out" / self.name}
         files = sorted(path.name for path in fields["after"].glob("*.png"))
         true_views = _read(truth / "images", files)
+        edited = self.capture.scene().edited(parse_caption(self.target))
+        poses = self.capture.poses()[[int(Path(name).stem) for name in files]]
+        empty_views, _ = render(edited.without_object, poses, self.capture.size)
         plain_views = true_views  # a pattern must not be read from how the pictures were rounded
         if self.capture.detail:
-            plain = replace(self.capture.scene().edited(parse_caption(self.target)), detail=None)
-            poses = self.capture.poses()[[int(Path(name).stem) for name in files]]
-            plain_views, _ = render(plain, poses, self.capture.size)
+            plain_views, _ = render(replace(edited, detail=None), poses, self.capture.size)
         words = [
             {name: getattr(parse_caption(caption), name) for name in ATTRIBUTES}
             for caption in (self.capture.caption, self.target)
@@ -151,6 +152,7 @@ class Demo:
                 true_views,
                 _read(self.scene / "masks", files),
                 _read(truth / "masks", files),
+                empty_views,
                 plain_views,
                 classifier.classify(images),
                 *words,

@@ -101,6 +101,11 @@ class Scene:
         """This scene with another's words: what a perfect edit makes of it."""
         return replace(self, color=target.color, shape=target.shape, floor=target.floor)
 
+    @property
+    def without_object(self) -> Scene:
+        """The same place with its object too small to be seen."""
+        return replace(self, size=1e-3)
+
 
 def article(word: str) -> str:
     """The indefinite article of a word."""

@@ -68,6 +68,7 @@ def test_report_says_how_much_detail_is_kept_where_there_is_some(tmp_path, detai
         for file in ("0002.png", "0030.png"):
             shutil.copy(truth / file, tmp_path / "held_out" / name)
     quality = demo.report(AttributeClassifier().eval())
+    assert quality["after"].silhouette == 1
     assert quality["after"].detail == pytest.approx(1.0, abs=0.01) if detail else math.isnan(quality["after"].detail)
     assert ("detail kept" in (tmp_path / demo.name / "quality.md").read_text()) == detail
 
