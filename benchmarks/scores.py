@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
 from cds_nerf.evaluation.detail import detail_kept
 from cds_nerf.evaluation.fidelity import outside, psnr
+from cds_nerf.evaluation.silhouette import silhouette_overlap
 from cds_nerf.files import whole_file
 from cds_nerf.image.latent_descent import DescentStep
 from cds_nerf.shapes import prior_path
@@ -61,6 +62,7 @@ QUICK = ("dds", "cds, w_cut 15", "cds, relative 0.3", "cds, relative 0.3, layers
 MEASURES = {
     "psnr": "PSNR to the true edit, dB",
     "outside": "outside, dB",
+    "silhouette": "silhouette",
     "detail": "detail kept",
 }
 """What is measured beside success, with its heading."""
@@ -80,6 +82,8 @@ class Cases:
     """[N,3,H,W]: the true edits."""
     plain: Tensor
     """[N,3,H,W]: the true edits without a pattern."""
+    empty: Tensor
+    """[N,3,H,W]: the true edits without the object."""
     mask: Tensor
     """[N,1,H,W] in 0..1: the objects before and after."""
     target_mask: Tensor
@@ -95,12 +99,12 @@ class Cases:
             scene = replace(scene, detail=Detail.draw(draw))
             word = draw.choice([word for word in ATTRIBUTES[attribute] if word != getattr(scene, attribute)])
             target = replace(scene, **{attribute: word})
-            (image, mask), (truth, target_mask), (plain, _) = (
-                render(one, pose, SIZE) for one in (scene, target, replace(target, detail=None))
+            (image, mask), (truth, target_mask), (plain, _), (empty, _) = (
+                render(one, pose, SIZE) for one in (scene, target, replace(target, detail=None), target.without_object)
             )
             sources.append(scene)
             targets.append(target)
-            pictures.append((image, truth, plain, torch.maximum(mask, target_mask), target_mask))
+            pictures.append((image, truth, plain, empty, torch.maximum(mask, target_mask), target_mask))
         return cls(sources, targets, *(torch.cat(column) for column in zip(*pictures, strict=True)))
 
 
@@ -110,13 +114,15 @@ class ScoresBenchmark:
 
     quick: bool = False
     """Four scores, one seed and colours alone."""
+    attributes: tuple[Literal["color", "shape", "floor"], ...] = ("color", "shape", "floor")
+    """What edits change."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each draws other scenes, views, timesteps and noise."""
-    images: int = 16
+    images: int = 12
     """Edited for each seed and attribute."""
-    steps: int = 70
+    steps: int = 50
     """Of each edit."""
-    every: int = 10
+    every: int = 5
     """Steps between measurements."""
     output: Path = Path("outputs/scores")
     """Folder for what was measured."""
@@ -126,19 +132,18 @@ class ScoresBenchmark:
     def run(self) -> None:
         """Run what is not there, and write the results."""
         if self.quick:
-            self.seeds = self.seeds[:1]
+            self.seeds, self.attributes = self.seeds[:1], ("color",)
         names = QUICK if self.quick else tuple(RUNS)
-        attributes = ("color",) if self.quick else tuple(ATTRIBUTES)
         self.judge = AttributeClassifier.from_pretrained()
         self.diffusion = LatentDiffusion.from_pretrained(prior_path())
         found: dict[tuple[str, str, str], list[list[dict[str, float]]]] = {}
-        for seed in self.seeds:
-            for attribute in attributes:
+        for attribute in self.attributes:
+            for seed in self.seeds:
                 for region in ("off", "on"):
                     for name in names:
                         curve = self._measured(attribute, seed, name, region)
                         found.setdefault((attribute, region, name), []).append(curve)
-        self._write(found, attributes, names)
+        self._write(found, names)
 
     def _measured(self, attribute: str, seed: int, name: str, region: str) -> list[dict[str, float]]:
         label = "".join(letter if letter.isalnum() else "-" for letter in name)
@@ -189,6 +194,9 @@ class ScoresBenchmark:
                     "success": sum(right) / len(right),
                     "psnr": psnr(image, cases.truth).mean().item(),
                     "outside": psnr(image, unedited, surroundings).nanmean().item(),
+                    "silhouette": silhouette_overlap(image, cases.truth, cases.empty, cases.target_mask)
+                    .nanmean()
+                    .item(),
                     "detail": detail_kept(image, cases.truth, cases.plain, cases.target_mask).nanmean().item(),
                 }
 
@@ -197,7 +205,7 @@ class ScoresBenchmark:
         covered = F.max_pool2d(cases.mask, 3, stride=1, padding=1)
         return (cases.mask < 1).float() if attribute == "floor" else covered
 
-    def _write(self, found: dict[Any, list[list[dict[str, float]]]], attributes: Any, names: Any) -> None:
+    def _write(self, found: dict[Any, list[list[dict[str, float]]]], names: Any) -> None:
         words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(words, capture_output=True, text=True).stdout.strip()
         lines = [
@@ -208,17 +216,19 @@ class ScoresBenchmark:
             f"{', '.join(map(str, self.seeds))}, {self.steps} steps, with the bundled model. The mean over the seeds, "
             "± their standard deviation. *Success*: share of images that show all of the target's words. *Outside*: "
             "the object's surroundings against the unedited image. *Detail kept*: the pattern of the object, 1 for the "
-            "truth and 0 for a plain one (`cds_nerf/evaluation/detail.py`).",
+            "truth and 0 for a plain one (`cds_nerf/evaluation/detail.py`). *Silhouette*: its overlap with the true "
+            "one.",
         ]
-        for attribute in attributes:
+        for attribute in self.attributes:
             for region in ("off", "on"):
                 lines += ["", f"## {attribute}, region {region}", ""]
-                lines += [f"| score | success | {' | '.join(MEASURES.values())} |", f"| --- |{' ---: |' * 4}"]
+                lines += [f"| score | success | {' | '.join(MEASURES.values())} |", f"| --- |{' ---: |' * 5}"]
                 for name in names:
                     ends = [curve[-1] for curve in found[attribute, region, name]]
                     cells = [_spread([100 * end["success"] for end in ends], ".0f") + " %"]
                     cells += [
-                        _spread([end[key] for end in ends], ".2f" if key == "detail" else ".1f") for key in MEASURES
+                        _spread([end[key] for end in ends], ".1f" if key in ("psnr", "outside") else ".2f")
+                        for key in MEASURES
                     ]
                     lines.append(f"| {name} | {' | '.join(cells)} |")
                 picture = self.results.with_name(f"scores-{attribute}-region-{region}.png")
@@ -229,7 +239,7 @@ class ScoresBenchmark:
         print(f"wrote {self.results}")
 
     def _plot(self, curves: dict[str, list[list[dict[str, float]]]], path: Path) -> None:
-        figure, axes = plt.subplots(1, len(MEASURES), figsize=(15, 4.5), layout="constrained")
+        figure, axes = plt.subplots(1, len(MEASURES), figsize=(18, 4.5), layout="constrained")
         for axis, (key, heading) in zip(axes, MEASURES.items(), strict=True):
             for name, seeds in curves.items():
                 mean = {

@@ -7,8 +7,10 @@ from torch import Tensor
 
 DEEPEST_SHADOW = 0.25
 """The share of its brightness that the surroundings keep at the least where an object's shadow falls."""
-NOTICEABLE = 0.07
-"""Root mean square difference of the colour channels from which a pixel is the object's."""
+NOTICEABLE = 0.25
+"""Share of a pixel's brightness by which it must differ from the surroundings to be the object's."""
+DARKEST = 0.25
+"""Brightness, as the norm of the colour, below which a share of it would say nothing."""
 LEAST_FOUND = 0.8
 """Share of the true object that must stand out from its surroundings, or else its silhouette says nothing."""
 
@@ -18,8 +20,8 @@ def silhouette(
 ) -> Bool[Tensor, "views 1 height width"]:
     """The pixels in which something else is seen than the surroundings, be they in shadow or not.
 
-    A pixel v of a view belongs to the surroundings, whose pixel is e, if min over s of |v - s e| is less than
-    `NOTICEABLE`, for s from `DEEPEST_SHADOW` to 1: a shadow darkens, and changes no colour.
+    A pixel v of a view belongs to the surroundings, whose pixel is e, if |v - s e| is at most `NOTICEABLE` |v| for an s
+    from `DEEPEST_SHADOW` to 1: a shadow darkens, and changes no colour. A |v| below `DARKEST` counts as that.
 
     Args:
         views: in 0..1.
@@ -27,7 +29,8 @@ def silhouette(
     """
     brightness = (views * empty).sum(dim=1, keepdim=True) / empty.square().sum(dim=1, keepdim=True).clamp(min=1e-6)
     nearest = brightness.clamp(DEEPEST_SHADOW, 1) * empty
-    return (views - nearest).square().mean(dim=1, keepdim=True).sqrt() > NOTICEABLE
+    difference = (views - nearest).norm(dim=1, keepdim=True)
+    return difference > NOTICEABLE * views.norm(dim=1, keepdim=True).clamp(min=DARKEST)
 
 
 def silhouette_overlap(

@@ -60,7 +60,7 @@ def test_scene_quality_and_its_table():
     empty = torch.where(mask == 1, 0, truth)
     quality = scene_quality(views, truth, mask, mask, empty, truth, [BLUE, RED], RED, BLUE)
     assert (
-        quality_table({"after": quality}).splitlines()[-1] == "| after | 23.0 dB | 24.8 dB | 50% | 100% | 0.50 |"
+        quality_table({"after": quality}).splitlines()[-1] == "| after | 23.0 dB | 24.8 dB | 50% | 100% | 1.00 |"
     )  # of two rows
 
 

@@ -40,5 +40,5 @@ def test_an_object_that_hardly_stands_out_says_nothing() -> None:
     white = Scene("white", "sphere", "gray")
     (truth, masks), (empty, _) = (render(one, POSES, 64) for one in (white, white.without_object))
     overlap = silhouette_overlap(truth, truth, empty, masks)
-    assert overlap.isnan().tolist() == [False, True, True]  # its lit side is brighter than the floor
+    assert overlap.isnan().all()
     assert silhouette_overlap(truth, truth, empty, torch.zeros_like(masks)).isnan().all()
