@@ -10,18 +10,20 @@ from threading import Lock
 
 import av
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils import writer
-from nerfstudio.utils.colormaps import apply_float_colormap
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import save_image
 
 from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file
 from cds_nerf.guidance import CDSGuidance
+from cds_nerf.nerf.gradient_picture import heat
+from cds_nerf.nerf.loss_curves import draw_curves
+from cds_nerf.nerf.loss_record import LossRecord
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
@@ -37,12 +39,14 @@ class EditRenders:
         pipeline: of the edit, which has begun.
         directory: the run folder.
         train_lock: of the trainer, without which the viewer may render and switch the model to evaluation meanwhile.
+        losses: of the edit.
     """
 
-    def __init__(self, pipeline: CDSPipeline, directory: Path, train_lock: Lock) -> None:
+    def __init__(self, pipeline: CDSPipeline, directory: Path, train_lock: Lock, losses: LossRecord) -> None:
         self.pipeline = pipeline
         self.directory = directory
         self.train_lock = train_lock
+        self.losses = losses
 
     def callbacks(self) -> list[TrainingCallback]:
         """For nerfstudio's trainer: a strip every so many steps, the result at the end."""
@@ -79,13 +83,22 @@ class EditRenders:
             ).gradient
         except FloatingPointError:  # a step may be left out for that, and a picture has none to show
             gradient = torch.zeros_like(latents)
-        magnitude = F.interpolate(gradient.norm(dim=1, keepdim=True), size=edit.shape[-2:])[0]
-        magnitude = magnitude / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)
-        heat = apply_float_colormap(magnitude.permute(1, 2, 0).cpu()).permute(2, 0, 1)
-        strip = torch.cat([source, edit.cpu(), heat], dim=2)
+        heat_map = heat(gradient[0].float().norm(dim=0), edit.shape[1:])
+        strip = torch.cat([source, edit.cpu(), heat_map], dim=2)
         with whole_file(self.directory / "strips" / f"{step:06d}.png") as file:
             save_image(strip, file)
+        pipeline.live_edit.picture_3_strip.show(to_pil_image(strip))
         writer.put_image(name="source | edit | gradient", image=strip.permute(1, 2, 0), step=step)
+        self._write_what_the_viewer_shows(step)
+
+    def _write_what_the_viewer_shows(self, step: int) -> None:
+        """The last view with its gradient, as `gradients/STEP.png`, and the curves of the losses."""
+        if self.pipeline.pulled_view is not None:
+            with whole_file(self.directory / "gradients" / f"{step:06d}.png") as file:
+                save_image(self.pipeline.pulled_view.picture(), file)
+        if losses := self.losses.values():
+            with whole_file(self.directory / "losses.png") as file:
+                draw_curves(losses).save(file)
 
     def finish(self, step: int) -> None:
         """The last strip, the edited training views, the before/after video, and a line on how to open the result."""

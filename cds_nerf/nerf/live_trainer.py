@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -11,12 +12,15 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.viewer.viewer import Viewer
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import UserError, first_line
 from cds_nerf.files import write_failure
 from cds_nerf.nerf.edit_renders import EditRenders
 from cds_nerf.nerf.finite_steps import FiniteStepsTrainer
+from cds_nerf.nerf.loss_curves import draw_curves
+from cds_nerf.nerf.loss_record import LossRecord
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.viewer_buttons import Request
 from cds_nerf.nerf.viewer_outputs import with_edit_outputs
@@ -33,7 +37,11 @@ class LiveTrainer(FiniteStepsTrainer):
     pipeline: CDSPipeline
     renders: EditRenders | None = None
     """What writes the edit's pictures; None until it has begun."""
+    losses: LossRecord
+    """Of the steps that were made."""
     _state: State = "training"
+    _next_pictures = 0.0
+    """When the viewer is to have new ones, by the monotonic clock."""
 
     @property
     def training_state(self) -> State:  # type: ignore[override]
@@ -80,7 +88,25 @@ class LiveTrainer(FiniteStepsTrainer):
         if self.pipeline.live.returns_at(step):
             self._return_to_source()
         self._meet_requests(step)
-        return super().train_iteration(step)
+        outputs = super().train_iteration(step)
+        self.losses.add(step, outputs[1])
+        self._show_pictures()
+        return outputs
+
+    def _show_pictures(self) -> None:
+        """Show how it goes, where somebody watches: at most twice a second, and in a twentieth of the time."""
+        begun = time.monotonic()
+        if begun < self._next_pictures or not isinstance(self.viewer_state, Viewer):
+            return
+        if not self.viewer_state.viser_server.get_clients():
+            return
+        panel, view = self.pipeline.live_edit, self.pipeline.pulled_view
+        if losses := self.losses.values():
+            panel.picture_1_losses.show(draw_curves(losses))
+        if view is not None:
+            panel.picture_2_gradient.show(to_pil_image(view.picture()))
+        took = time.monotonic() - begun
+        self._next_pictures = begun + max(0.5, 20 * took)
 
     def _meet_requests(self, step: int) -> None:
         """Do what the buttons have asked for before a step, and show what became of it."""

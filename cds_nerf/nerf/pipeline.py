@@ -41,6 +41,7 @@ from cds_nerf.nerf.datamanager import (
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
+from cds_nerf.nerf.gradient_picture import PulledView
 from cds_nerf.nerf.live_settings import (
     LIVE_SETTINGS,
     LOG,
@@ -140,6 +141,7 @@ class CDSPipeline(VanillaPipeline):
     ) -> None:
         super().__init__(config, device, grad_scaler=grad_scaler, **kwargs)
         self.grad_scaler = grad_scaler
+        self.pulled_view: PulledView | None = None  # the last one
         if self.test_mode == "val":  # it is to be trained, and not only to be seen
             self.live_edit = LivePanel({path: value_at(self.config, path) for path in LIVE_SETTINGS})
 
@@ -189,6 +191,7 @@ class CDSPipeline(VanillaPipeline):
             step=step,
             steps=self.steps,
         )
+        self.pulled_view = PulledView(image.detach(), out.gradient)
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if relevance is not None:
             losses |= self._losses_outside(index, image, relevance, latents[0, 0].numel())

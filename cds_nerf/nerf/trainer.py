@@ -23,6 +23,7 @@ from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.edit_renders import EditRenders
 from cds_nerf.nerf.gradient_record import load_strengths, save_strengths
 from cds_nerf.nerf.live_trainer import LiveTrainer
+from cds_nerf.nerf.loss_record import RECORD, LossRecord
 from cds_nerf.nerf.memory_advice import where_memory_ran_out
 from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.resumed_edit import settle_resumed_edit
@@ -84,7 +85,8 @@ class CDSTrainer(LiveTrainer):
                     self.pipeline.begin_edit(self.base_dir, self.config.machine.seed, steps, self._start_step)
                 self.pipeline.live_edit.connect(self.change_live, self.pipeline.live.at(self._start_step))
                 load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
-                self.renders = EditRenders(self.pipeline, self.base_dir, self.train_lock)
+                self.losses = LossRecord(self.base_dir / RECORD, self._start_step)
+                self.renders = EditRenders(self.pipeline, self.base_dir, self.train_lock, self.losses)
                 self.callbacks += self.renders.callbacks()
             on_failure.pop_all()
         if isinstance(self.viewer_state, Viewer):
@@ -150,8 +152,9 @@ class CDSTrainer(LiveTrainer):
         return lambda: setattr(guidance, "strengths", strengths)
 
     def save_checkpoint(self, step: int) -> None:
-        """Write a checkpoint, and what the guidance remembers beside it."""
+        """Write a checkpoint, and beside it what the guidance remembers and the losses."""
         save_strengths(self.pipeline.guidance, self.base_dir, step)
+        self.losses.save()
         super().save_checkpoint(step)
 
     def _train_complete_viewer(self) -> None:

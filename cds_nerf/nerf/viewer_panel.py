@@ -14,6 +14,7 @@ from cds_nerf.errors import UserError
 from cds_nerf.guidance.registry import score_names
 from cds_nerf.nerf.live_settings import LIVE_SETTINGS
 from cds_nerf.nerf.viewer_buttons import Request, RequestButton
+from cds_nerf.nerf.viewer_pictures import Picture
 
 Change = Callable[[Mapping[str, str]], str]
 
@@ -85,6 +86,9 @@ class LivePanel(nn.Module):
         self.field_message = Message("Message")
         for number, request in enumerate(Request, start=1):
             setattr(self, f"now_{number}_{request.name.lower()}", RequestButton(request, self.ask))
+        self.picture_1_losses = Picture("Losses", width=480)
+        self.picture_2_gradient = Picture("The last view, and where the guidance pulls at it", width=480)
+        self.picture_3_strip = Picture("Source, edit and gradient of the first view", width=960)
 
     def connect(self, change: Change, values: Mapping[str, Any]) -> None:
         """Let the button act, and show what is set.
