@@ -6,6 +6,7 @@ operations, checkpoints and steps that are taken back carry it along.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,26 +40,48 @@ Optimizers = dict[str, Optimizer]
 """One for each of the Gaussians' parameters, by its name."""
 
 
-def note_gradients(model: SplatfactoModel, optimizers: Optimizers, info: dict[str, Any]) -> None:
-    """Add what the last step's gradient is in the image plane to what is known of each Gaussian that was seen.
+@dataclass(frozen=True)
+class DrawnView:
+    """What the rasteriser says of a view of which gradients are wanted."""
+
+    means2d: Tensor
+    """Where the Gaussians are in the image; has their gradients after the backward pass."""
+    radii: Tensor
+    width: int
+    height: int
+
+
+def note_gradients(
+    model: SplatfactoModel,
+    optimizers: Optimizers,
+    views: Sequence[DrawnView],
+    views_of_mean: int,
+    sum_over_devices: Callable[[Sequence[Tensor]], None],
+) -> None:
+    """Add what a step's gradients are in the image plane to what is known of each Gaussian that was seen.
 
     Args:
         model: whose optimizers have just made a step.
         optimizers: these.
-        info: what the rasteriser has said of the view that the step saw.
+        views: that the step saw.
+        views_of_mean: over how many views the step's loss was a mean, those of other devices included.
+        sum_over_devices: sums tensors in place over all devices, of which each saw other views.
     """
     state = _state(model, optimizers)
     if not state:  # the optimizers have made no step yet
         return
-    means = info["means2d"]
-    gradients = means.absgrad if model.strategy.absgrad else means.grad
-    seen = (info["radii"].reshape(model.num_points, -1) > 0).all(dim=-1)
-    half = gradients.new_tensor([info["width"], info["height"]]) / 2  # in units of half the image, as gsplat's are
-    strength = torch.where(seen, (gradients.reshape(-1, 2) * half).norm(dim=-1), 0)
-    unknown = torch.zeros_like(strength)
-    state["source_number"] = state.get("source_number", torch.arange(1, len(seen) + 1).to(unknown))
+    unknown = torch.zeros_like(model.means[:, 0])
+    strength, times_seen = unknown.clone(), unknown.clone()
+    for view in views:
+        gradients = getattr(view.means2d, "absgrad" if model.strategy.absgrad else "grad")
+        seen = (view.radii.reshape(model.num_points, -1) > 0).all(dim=-1)
+        half = unknown.new_tensor([view.width, view.height]) / 2  # in units of half the image, as gsplat's are
+        strength += torch.where(seen, (views_of_mean * gradients.reshape(-1, 2) * half).norm(dim=-1), 0)
+        times_seen += seen
+    sum_over_devices([strength, times_seen])
+    state["source_number"] = state.get("source_number", torch.arange(1, model.num_points + 1).to(unknown))
     state["gradient_sum"] = state.get("gradient_sum", unknown) + strength
-    state["views"] = state.get("views", unknown) + seen
+    state["views"] = state.get("views", unknown) + times_seen
 
 
 @torch.no_grad()

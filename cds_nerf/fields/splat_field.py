@@ -17,7 +17,7 @@ from torch.nn import Parameter, ParameterDict
 from torch.optim import Optimizer
 
 from cds_nerf.fields.field import Field
-from cds_nerf.fields.growing import GrowingConfig, grow, note_gradients, source_indices
+from cds_nerf.fields.growing import DrawnView, GrowingConfig, grow, note_gradients, source_indices
 from cds_nerf.fields.saturation import clamp_with_way_back, free_saturated
 from cds_nerf.fields.spherical_harmonics import spherical_harmonics
 from cds_nerf.fields.undistortion import undistorted
@@ -44,7 +44,7 @@ class SplatField:
         # Kept with the model and its copies: the viewer gives the model the one that its user chooses.
         self.background = vars(model).setdefault("background_of_evaluation", model.background_color)
         self.optimizers: dict[str, Optimizer] = {}
-        self.info: dict[str, Any] = {}
+        self.drawn: list[DrawnView] = []
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """Without lens distortion, as the model saw the photographs (see `undistorted`)."""
@@ -132,9 +132,10 @@ class SplatField:
         self.optimizers = optimizers.optimizers
 
         def after_step(step: int) -> None:
+            views, self.drawn = self.drawn, []
             if growing.kind == "off" or trainer.skipped_in_a_row:
                 return
-            note_gradients(self.model, self.optimizers, self.info)
+            note_gradients(self.model, self.optimizers, views, pipeline.drawn_per_step, pipeline.devices.sum)
             if (step + 1) % growing.every == 0 and step + 1 <= growing.until * pipeline.steps:
                 grow(self.model, self.optimizers, growing, seed_for(pipeline.seed, "growing", step))
                 optimizers.parameters |= self.parameter_groups()
@@ -176,7 +177,7 @@ class SplatField:
         )
         if info["means2d"].requires_grad:  # for `note_gradients`
             info["means2d"].retain_grad()
-            self.info = info
+            self.drawn.append(DrawnView(**{name: info[name] for name in ("means2d", "radii", "width", "height")}))
         background = {"black": torch.zeros(3), "white": torch.ones(3)}.get(config.background_color)
         if background is None:  # "random" in training
             background = self.background

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,15 +20,31 @@ class GradientStrengths:
     alike, and so it is that of the means.
     """
 
+    of_all: Callable[[list[list[float]]], list[list[list[float]]]] | None = None
+    """Where several processes take a step together, each with a view of its own: gives the norms of all, in order."""
+    rank = 0
+    """Which of them this is. To its ratio the views before its own have been seen already, and those behind have not,
+    as if one process took one after the other."""
+
     def __init__(self) -> None:
         self._sums: Float[Tensor, "2 batch"] | None = None
+        self._others: list[Float[Tensor, "2 batch"]] = []
 
     def add(self, score: Float[Tensor, "batch channels h w"], contrastive: Float[Tensor, "batch channels h w"]) -> None:
         """Take the gradients of one more step; those of another batch size begin anew."""
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in (score, contrastive)])
-        if self._sums is None or self._sums.shape != norms.shape:
-            self._sums = torch.zeros_like(norms)
-        self._sums = MEMORY * self._sums.to(norms) + norms
+        views = [norms] if self.of_all is None else [norms.new_tensor(view) for view in self.of_all(norms.tolist())]
+        self._sums = self._with(*self._others, *views[: self.rank + 1])
+        self._others = views[self.rank + 1 :]
+
+    def _with(self, *views: Float[Tensor, "2 batch"]) -> Float[Tensor, "2 batch"] | None:
+        """The sums after more views."""
+        sums = self._sums
+        for norms in views:
+            if sums is None or sums.shape != norms.shape:
+                sums = torch.zeros_like(norms)
+            sums = MEMORY * sums.to(norms) + norms
+        return sums
 
     def ratio(self, like: Float[Tensor, "batch channels h w"]) -> Float[Tensor, " batch"]:
         """How many times stronger the score's gradient is than the contrastive loss's; 0 where one of them is unknown.
@@ -41,12 +59,13 @@ class GradientStrengths:
 
     def clear(self) -> None:
         """Forget all steps."""
-        self._sums = None
+        self._sums, self._others = None, []
 
     def state(self) -> list[list[float]] | None:
         """All that is remembered, for a file; None where that is nothing."""
-        return None if self._sums is None else self._sums.tolist()
+        sums = self._with(*self._others)
+        return None if sums is None else sums.tolist()
 
     def load(self, state: list[list[float]] | None) -> None:
         """Remember what `state` gave."""
-        self._sums = None if state is None else torch.tensor(state)
+        self._sums, self._others = None if state is None else torch.tensor(state), []

@@ -15,6 +15,7 @@ import nerfstudio
 import tyro
 
 from cds_nerf.errors import Interrupted, UserError, print_advice_alone
+from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.source_training import SourceTrainerConfig, check_no_training_anew
 from cds_nerf.nerf.typed_settings import SUBCOMMANDS, settle_typed
@@ -44,6 +45,7 @@ def keep_what_was_typed() -> None:
             words = kwargs.get("args")
             config.typed = sorted(typed_options(sys.argv[1:] if words is None else words, config, SUBCOMMANDS))
             settle_typed(config)
+            compatibility.let_edits_start_their_own_processes(EditConfig)
         elif isinstance(config, SourceTrainerConfig):
             check_no_training_anew(config)
         return config

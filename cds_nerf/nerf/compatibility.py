@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import pickle
+import sys
 import threading
 import unittest.mock
 from collections.abc import Callable
@@ -249,6 +250,30 @@ def read_points_without_open3d() -> None:
         return {"points3D_xyz": points * scale_factor, "points3D_rgb": torch.tensor(np.asarray(cloud.colors)[:, :3])}
 
     Nerfstudio._load_3D_points = load_3D_points  # type: ignore[method-assign]
+
+
+def let_edits_start_their_own_processes(edits: type) -> None:
+    """Let `ns-train cds --machine.num-devices N` start in one process, whose trainer starts the others.
+
+    nerfstudio's launcher starts all of them, asks for CUDA whatever the device is (`_distributed_worker`), ends with
+    torch's traceback when one fails, and with status 0 after Ctrl-C. No upstream issue; can go when it does neither.
+    To be called after the command line has been read: this package is imported while that module is.
+
+    Args:
+        edits: the class of an edit's configuration.
+    """
+    for module in (sys.modules.get("nerfstudio.scripts.train"), sys.modules["__main__"]):
+        launch: Any = getattr(module, "launch", None)
+        if getattr(launch, "__module__", "") != getattr(module, "__name__", None) or hasattr(launch, "__wrapped__"):
+            continue
+
+        @functools.wraps(launch)
+        def launch_one(*args: Any, launch: Any = launch, **kwargs: Any) -> None:
+            if isinstance(kwargs["config"], edits):
+                kwargs["num_devices_per_machine"] = 1
+            launch(*args, **kwargs)
+
+        module.launch = launch_one  # type: ignore[union-attr]
 
 
 def copy_of(model: nn.Module) -> Any:

@@ -16,24 +16,30 @@ from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import Terminated
 from cds_nerf.finite import are_finite
 from cds_nerf.nerf.safe_trainer import SafeTrainer
+from cds_nerf.nerf.several_devices import DeviceError, Devices
 
 SKIPPED_IN_A_ROW = 20
 """So many steps left out one after the other end the training. A gradient scaler needs up to 16 to find its scale."""
 
 
 class FiniteOptimizers(Optimizers):
-    """nerfstudio's optimizers of all parameter groups, whose step is made whole or not at all."""
+    """nerfstudio's optimizers of all parameter groups, whose step is made whole or not at all, by all devices alike."""
+
+    devices = Devices()
+    """Those of which each has a part of the gradients."""
 
     def optimizer_scaler_step_some(self, grad_scaler: GradScaler, param_groups: list[str]) -> None:
         """One step of each group; where it fails, all parameters and states are as before.
 
         Raises:
             FloatingPointError: if a parameter or a state would not be finite.
+            UserError: if another device's process has ended.
         """
         optimizers = [self.optimizers[group] for group in param_groups]
         parameters = [
             parameter for optimizer in optimizers for part in optimizer.param_groups for parameter in part["params"]
         ]
+        self.devices.sum_gradients(parameters)
         values = [parameter.detach().clone() for parameter in parameters]
         states = [deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         try:
@@ -66,6 +72,8 @@ class FiniteStepsTrainer(SafeTrainer):
     The last checkpoint is of the time before these.
     """
 
+    devices = Devices()
+    """Those that make the steps together."""
     skipped = 0
     """Steps that were left out since the start."""
     skipped_in_a_row = 0
@@ -75,11 +83,13 @@ class FiniteStepsTrainer(SafeTrainer):
 
     def setup_optimizers(self) -> FiniteOptimizers:
         """Optimizers whose step is made whole or not at all."""
-        return FiniteOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+        optimizers = FiniteOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+        optimizers.devices = self.devices
+        return optimizers
 
     def stays_whole(self, error: BaseException) -> bool:
         """Whether what ended the training left the last step as it was, as the optimizers do whatever happens."""
-        return isinstance(error, Terminated | KeyboardInterrupt) or is_out_of_memory(error)
+        return isinstance(error, Terminated | KeyboardInterrupt | DeviceError) or is_out_of_memory(error)
 
     def undo(self) -> Callable[[], None]:
         """What takes back all that the next step changes beside the field and its optimizers."""
@@ -92,12 +102,14 @@ class FiniteStepsTrainer(SafeTrainer):
             FloatingPointError: if too many in a row were not, or none of all.
         """
         undo, scale = self.undo(), self.grad_scaler.get_scale()
+        self.devices.begin_step()
         try:
             outputs = super().train_iteration(step)
         except BaseException as error:
             undo()
             if not isinstance(error, FloatingPointError):
                 raise
+            self.devices.leave_out(error)
             self.optimizers.zero_grad_all()
             self.progress.update()
             self._note_skipped(step, str(error))

@@ -40,6 +40,8 @@ class LiveTrainer(FiniteStepsTrainer):
     losses: LossRecord
     """Of the steps that were made."""
     _state: State = "training"
+    _returned = False
+    """Whether the edit has gone back to its source since the last step."""
     _next_pictures = 0.0
     """When the viewer is to have new ones, by the monotonic clock."""
 
@@ -83,11 +85,18 @@ class LiveTrainer(FiniteStepsTrainer):
         """One step, after what is asked for before it.
 
         Raises:
-            UserError: if the edit goes back to its source, and that cannot be read any more.
+            UserError: if the edit goes back to its source, and that cannot be read any more; or if another device's
+                process has ended.
         """
-        if self.pipeline.live.returns_at(step):
+        if self.devices.is_first:
+            if self.pipeline.live.returns_at(step):
+                self._return_to_source()
+            self._meet_requests(step)
+        with self.between_steps(step):
+            returned = self.devices.from_first(self._returned)
+        if returned and not self.devices.is_first:
             self._return_to_source()
-        self._meet_requests(step)
+        self._returned = False
         outputs = super().train_iteration(step)
         self.losses.add(step, outputs[1])
         self._show_pictures()
@@ -147,6 +156,7 @@ class LiveTrainer(FiniteStepsTrainer):
         The learning rates go on as they do with the steps.
         """
         self.completed = None  # until it is done
+        self._returned = True
         self.pipeline.load_source()
         groups = self.pipeline.get_param_groups()
         for name, optimizer in self.optimizers.optimizers.items():

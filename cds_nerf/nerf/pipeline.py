@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ from cds_nerf.nerf.live_settings import (
     write_changes,
 )
 from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
+from cds_nerf.nerf.several_devices import Devices, device_of
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.nerf.viewer_panel import LivePanel
@@ -98,12 +99,13 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     Less is faster, takes less memory and shows the model less."""
     guidance_device: str | None = None
     """Device of the diffusion model, such as cuda:1 or cpu, the field's if none is given; short for
-    --pipeline.diffusion-model.device."""
+    --pipeline.diffusion-model.device. With --machine.num-devices 2, cuda:2 is the first one's, and cuda:3 the
+    second's."""
     guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Precision of the diffusion model; short for --pipeline.diffusion-model.dtype."""
     views_per_step: int = 1
-    """Views of whose losses each step takes the mean, one after the other in the memory of one. More make a step
-    steadier and as many times slower."""
+    """Views of whose losses each step takes the mean, one after the other in the memory of one, on each of
+    --machine.num-devices. More make a step steadier and as many times slower."""
     draws_per_view: int = 1
     """Timesteps and noises of which each step takes the mean, for one render. More make a step steadier and slower, and
     the diffusion model takes as many times the memory."""
@@ -141,6 +143,7 @@ class CDSPipeline(VanillaPipeline):
     ) -> None:
         super().__init__(config, device, grad_scaler=grad_scaler, **kwargs)
         self.grad_scaler = grad_scaler
+        self.devices = Devices()
         self.pulled_view: PulledView | None = None  # the last one
         if self.test_mode == "val":  # it is to be trained, and not only to be seen
             self.live_edit = LivePanel({path: value_at(self.config, path) for path in LIVE_SETTINGS})
@@ -149,14 +152,15 @@ class CDSPipeline(VanillaPipeline):
         """One step of the edit: the mean losses of its views. All that is drawn follows from the seed and the step.
 
         The losses have the graph of the last view alone; the gradients of the others are in the parameters already, so
-        that no two graphs are alive at once.
+        that no two graphs are alive at once. Each of several devices takes views of its own; the sum of the gradients
+        of all of them is that of the mean.
 
         Raises:
             FloatingPointError: if a loss, or the guidance's gradient, is not finite.
         """
         self._take_live_settings(step)
-        views = self.config.views_per_step
-        draws = range(step * views, (step + 1) * views)
+        views = self.drawn_per_step
+        draws = range(step * views, (step + 1) * views)[self.devices.rank :: self.devices.number]
         means: dict[str, Tensor] = {}
         for draw in draws:
             losses, metrics = self._losses_of_view(step, draw)
@@ -165,7 +169,29 @@ class CDSPipeline(VanillaPipeline):
                 self._backward(losses)
                 losses = {name: loss.detach() for name, loss in losses.items()}
             means = {name: loss + means.get(name, 0) for name, loss in losses.items()}
-        return {}, means, metrics
+        return {}, *self._of_all_devices(means, metrics)
+
+    @property
+    def drawn_per_step(self) -> int:
+        """The views of a step, those of other devices included."""
+        return self.config.views_per_step * self.devices.number
+
+    def _of_all_devices(
+        self, losses: dict[str, Tensor], metrics: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses with the gradients of this device's views and the values of all devices', and the last one's metrics.
+
+        Raises:
+            FloatingPointError: if another device leaves out the step.
+        """
+        if self.devices.number == 1:
+            return losses, metrics
+        known = {name: value.detach().float().to(self.device) for name, value in (losses | metrics).items()}
+        values = dict(zip(known, torch.stack(list(known.values())).tolist(), strict=True))
+        of_all = self.devices.exchange(values)
+        totals = {name: sum(values[name] for values in of_all) for name in losses}
+        losses = {name: loss + (totals[name] - loss.detach()) for name, loss in losses.items()}
+        return losses, {name: torch.tensor(of_all[-1][name]) for name in metrics}
 
     def _backward(self, losses: dict[str, Tensor]) -> None:
         """Add a view's gradients to the parameters', scaled and in full precision as the trainer's own are."""
@@ -274,13 +300,15 @@ class CDSPipeline(VanillaPipeline):
         config = self.config
         self.seed, self.steps, self.next_step = seed, steps, start
         log = directory / LOG
-        if config.live_changes is not None and not log.exists():
+        if config.live_changes is not None and not log.exists() and self.devices.is_first:
             write_changes(read_changes(config.live_changes), log)
         self.live = LiveSettings(config, log)
-        self._set(self.live.at(start))
+        self._set(self.devices.from_first(self.live.at(start)))
         options = config.diffusion_model
-        diffusion = options.load(default_device=self.device)
+        diffusion = replace(options, device=device_of(options.device, self.devices.rank)).load(self.device)
         self.guidance = CDSGuidance(config.guidance, diffusion)
+        self.guidance.strengths.of_all = self.devices.exchange
+        self.guidance.strengths.rank = self.devices.rank
         diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
         self._embed_prompts()
 
@@ -338,7 +366,8 @@ class CDSPipeline(VanillaPipeline):
     def _take_live_settings(self, step: int) -> None:
         """Let the settings be those of a step."""
         self.next_step = step + 1
-        before, values = {path: value_at(self.config, path) for path in LIVE_SETTINGS}, self.live.at(step)
+        before = {path: value_at(self.config, path) for path in LIVE_SETTINGS}
+        values = self.devices.from_first(self.live.at(step))
         if before == values:
             return
         self._set(values)
@@ -373,16 +402,21 @@ class CDSPipeline(VanillaPipeline):
         self.datamanager.train_dataset.picture = self.source.made_image  # for the viewer
         self.datamanager.eval_dataset.picture = lambda index: None
         self.region = self._make_region()
-        if self.source.complete(len(self.views), len(self.orbit)):
+        if self.devices.from_first(self.source.complete(len(self.views), len(self.orbit))):
             return
         self.unedited  # noqa: B018 - now, so that a source that has gone is told before the first step
         self._check_guidance_takes_the_views()
         first = [self.datamanager.next_view(0, self.seed)] if self.region is None else self.region.prepare()
-        for index in progress_bar(first, "Source views", unit="view"):
+        own = first[self.devices.rank :: self.devices.number]
+        for index in progress_bar(own, "Source views", unit="view"):
             self.source.latents(index)
-        if self.region is not None:
-            for index in progress_bar(first, "Region", unit="view"):
-                self.region.of_view(index, step=0)
+        if self.region is None:
+            return
+        for index in progress_bar(own, "Region", unit="view"):
+            self.region.look_at(index)
+        self.devices.exchange(None)  # all have been looked at
+        for index in own:
+            self.region.of_view(index, step=0)
 
     def _make_region(self) -> Region | None:
         """Where the edit may act under the prompts that there are now; None for anywhere."""

@@ -141,6 +141,13 @@ class Region:
         gathered = any(kind in ("auto", "text") for _, kind in self.terms)
         return list(self.order[: SAMPLE_SIZES[0]] if gathered else self.order[:1])
 
+    def look_at(self, index: int) -> None:
+        """Measure what is gathered of a view, where that has not been done; other processes find it in the folder."""
+        for _, kind in self.terms:
+            if kind in ("auto", "text"):
+                self._distance_of_view(index)
+                self._measured(kind, index)
+
     def of_view(self, index: int, step: int) -> Float[Tensor, "1 height width"]:
         """Where in a training view the edit may act at a step, in 0..1.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nerfstudio.utils.rich_utils import CONSOLE
+
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.settings_check import check_values
@@ -20,6 +22,7 @@ FREE_ON_RESUME = (
     "logging",
     "steps_per_save",
     "machine.device_type",
+    "machine.num_devices",
     "data",
     "pipeline.datamanager.data",
     "pipeline.diffusion_model.device",
@@ -64,9 +67,11 @@ def settle_resumed_edit(config: EditConfig) -> None:
         )
     for short in ("pipeline.diffusion", "pipeline.guidance_device", "pipeline.guidance_dtype"):
         write_out(run, short)  # where version 0.1.0 kept it
+    views_a_step = run.machine.num_devices * run.pipeline.views_per_step
     free = {path for path in config.typed or () if any(is_within(path, other) for other in FREE_ON_RESUME)}
     for path in free:
         set_value_at(run, path, value_at(config, path))
+    _share_views(run, views_a_step)
     check_values(run)
     run.data = run.pipeline.datamanager.data = find_data(run, directory)
     run.output_dir, run.experiment_name, run.timestamp = directory.parents[2], directory.parents[1].name, directory.name
@@ -78,6 +83,21 @@ def settle_resumed_edit(config: EditConfig) -> None:
                 f"{directory / run.relative_model_dir} to change it"
             )
     vars(config).update(vars(run))
+
+
+def _share_views(run: EditConfig, views_a_step: int) -> None:
+    """Let another number of devices take as many views a step together, or the next more that they can share.
+
+    Fewer would draw again, under the number that a draw has, what earlier steps have drawn.
+    """
+    number = max(run.machine.num_devices, 1)
+    run.pipeline.views_per_step = -(-views_a_step // number)
+    shared = run.pipeline.views_per_step * number
+    if shared != views_a_step:
+        CONSOLE.print(
+            f"--machine.num-devices {number} makes {shared} views a step of {views_a_step}: from here on the steps are "
+            "others than without it."
+        )
 
 
 def _agrees(config: EditConfig, run: EditConfig, path: str) -> bool:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
+from nerfstudio.utils.comms import is_main_process
 from nerfstudio.utils.decorators import check_main_thread
 
 from cds_nerf.errors import Terminated
@@ -35,8 +36,9 @@ class SafeTrainer(ProgressTrainer):
         Raises:
             UserError: if one is.
         """
-        hold_run(self.base_dir)
-        remove_partial(self.base_dir)
+        if is_main_process():  # which is at work for all processes of a training on several devices
+            hold_run(self.base_dir)
+            remove_partial(self.base_dir)
         super().setup(test_mode)
 
     def train(self) -> None:

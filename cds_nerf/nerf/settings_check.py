@@ -10,10 +10,12 @@ import torch
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.live_settings import LOG, read_changes
+from cds_nerf.nerf.several_devices import device_of
 from cds_nerf.typed_options import as_flag, value_at
 
 AT_LEAST = {
     "max_num_iterations": 1,
+    "machine.num_devices": 1,
     "machine.seed": 0,
     "steps_per_save": 0,
     "steps_per_eval_batch": 0,
@@ -62,11 +64,7 @@ def _check_live_changes(log: Path | None) -> None:
 
 
 def _check_devices(config: EditConfig) -> None:
-    if config.machine.num_devices > 1 or config.machine.num_machines > 1:
-        raise UserError(
-            "cds edits on one device (--machine.num-devices 1); --pipeline.guidance-device cuda:1 puts the diffusion "
-            "model on a second one"
-        )
+    machine = config.machine
     for flag, device in (
         ("--machine.device-type", config.machine.device_type),
         ("--pipeline.guidance-device", config.pipeline.diffusion_model.device),
@@ -75,6 +73,20 @@ def _check_devices(config: EditConfig) -> None:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch's answers to devices that it does not know or have
             raise UserError(f"{flag} is {device}, which torch does not find here: add {flag} cpu") from error
+    number, kind = machine.num_devices, machine.device_type
+    there = {"cuda": torch.cuda.device_count(), "cpu": number}.get(kind, 1)
+    if number > there:
+        raise UserError(
+            f"--machine.num-devices is {number}, but here is {there} of {kind}: --pipeline.views-per-step {number} on "
+            "one is the same edit, and slower"
+        )
+    guidance = config.pipeline.diffusion_model.device
+    last = device_of(guidance, number - 1)
+    if last is not None and last != guidance and int(last.rpartition(":")[2]) >= torch.cuda.device_count():
+        raise UserError(
+            f"--pipeline.guidance-device is {guidance}, the first of {number} with --machine.num-devices {number}, and "
+            f"torch does not find {last} here: leave it out, and each device has its own diffusion model"
+        )
 
 
 def _check_numbers(config: EditConfig) -> None:
@@ -85,12 +97,6 @@ def _check_numbers(config: EditConfig) -> None:
     for path in ("pipeline.growing.share", "pipeline.growing.until"):
         if value_at(config, path) > 1:
             raise UserError(f"{as_flag(path)} is {value_at(config, path)}; it must be at most 1")
-    pipeline = config.pipeline
-    if pipeline.views_per_step > 1 and pipeline.growing.kind != "off":
-        raise UserError(
-            f"--pipeline.growing.kind {pipeline.growing.kind} knows the gradients of one view a step, and "
-            f"--pipeline.views-per-step is {pipeline.views_per_step}: leave one of them out"
-        )
     if config.machine.seed >= 2**32:
         raise UserError(f"--machine.seed is {config.machine.seed}; it must be less than 2^32")
     for group, parts in config.optimizers.items():

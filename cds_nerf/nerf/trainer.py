@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import yaml
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from safetensors import SafetensorError
@@ -28,8 +30,10 @@ from cds_nerf.nerf.memory_advice import where_memory_ran_out
 from cds_nerf.nerf.new_edit import settle_new_edit
 from cds_nerf.nerf.resumed_edit import settle_resumed_edit
 from cds_nerf.nerf.safe_trainer import hold_run
+from cds_nerf.nerf.several_devices import DeviceError, Devices
 from cds_nerf.nerf.source_run import check_pose_normalisation, read_checkpoint
 from cds_nerf.nerf.typed_settings import settle_typed
+from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import repeatable_on_cpu
 from cds_nerf.termination import on_sigterm
 
@@ -51,6 +55,8 @@ class CDSTrainer(LiveTrainer):
         try:
             with on_sigterm(self.terminate):
                 yield
+        except DeviceError as error:
+            raise UserError(f"{error}; {goes_on}") from error
         except UserError as error:
             if error.__cause__ is None or write_failure(error.__cause__) is None:
                 raise
@@ -77,7 +83,12 @@ class CDSTrainer(LiveTrainer):
         with ExitStack() as on_failure:
             on_failure.callback(let_go, self.base_dir / RUN_LOCK)
             with self._way_on():
+                if self.devices.is_first and self.config.machine.num_devices > 1:
+                    self.devices = Devices.start(self.config)
+                    on_failure.callback(self.devices.close)
+                self.devices.join(self.config.machine.device_type)
                 super().setup(test_mode)
+                self.pipeline.devices = self.devices
                 self._check_poses()
                 steps = self.config.max_num_iterations
                 assert steps is not None
@@ -86,8 +97,9 @@ class CDSTrainer(LiveTrainer):
                 self.pipeline.live_edit.connect(self.change_live, self.pipeline.live.at(self._start_step))
                 load_strengths(self.pipeline.guidance, self.base_dir, self._start_step - 1)
                 self.losses = LossRecord(self.base_dir / RECORD, self._start_step)
-                self.renders = EditRenders(self.pipeline, self.base_dir, self.train_lock, self.losses)
-                self.callbacks += self.renders.callbacks()
+                if self.devices.is_first:
+                    self.renders = EditRenders(self.pipeline, self.base_dir, self.train_lock, self.losses)
+                    self.callbacks += self.renders.callbacks()
             on_failure.pop_all()
         if isinstance(self.viewer_state, Viewer):
             port = self.viewer_state.viser_server.get_port()
@@ -144,13 +156,32 @@ class CDSTrainer(LiveTrainer):
             with self._way_on(), repeatable_on_cpu(self.device):
                 super().train()
         finally:
+            self.devices.close()
             self.config.max_num_iterations = total
+
+    def follow(self) -> None:
+        """Make the steps of `train` beside the first device's process, which shows and saves what all make."""
+        total = self.config.max_num_iterations
+        assert total is not None
+        self.progress = progress_bar(total=total, shown=False)
+        with repeatable_on_cpu(self.device):
+            for step in range(self._start_step, total):
+                self.pipeline.train()
+                self.train_iteration(step)
+                for callback in self.callbacks:
+                    callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        self.devices.exchange(None)
+
+    def _after_train(self) -> None:
+        self.devices.exchange(None)  # so that none has ended while another still sums with it
+        super()._after_train()
 
     def undo(self) -> Callable[[], None]:
         """What lets the guidance forget the next step."""
         guidance, strengths = self.pipeline.guidance, copy(self.pipeline.guidance.strengths)
         return lambda: setattr(guidance, "strengths", strengths)
 
+    @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Write a checkpoint, and beside it what the guidance remembers and the losses."""
         save_strengths(self.pipeline.guidance, self.base_dir, step)

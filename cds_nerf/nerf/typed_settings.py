@@ -52,6 +52,7 @@ IDLE = {
 FIXED = {
     "load_scheduler": (True, "an edit that is resumed goes on with its learning rates"),
     "method_name": ("cds", "nerfstudio would not find the run; --experiment-name and --timestamp name it"),
+    "machine.num_machines": (1, "cds edits on one machine, on --machine.num-devices of it"),
     "machine.machine_rank": (0, "cds edits on one machine"),
     "machine.dist_url": ("auto", "cds edits on one machine"),
 }

@@ -16,7 +16,7 @@ from test_edit import assert_equal_states, interrupt_at
 from test_splat_edit import GAUSSIANS, gaussians
 from test_survival import in_step
 
-from cds_nerf.fields.growing import source_indices
+from cds_nerf.fields.growing import note_gradients, source_indices
 from cds_nerf.fields.splat_rasterization import rasterization
 from cds_nerf.nerf.held_out import render_held_out
 
@@ -134,6 +134,25 @@ def test_steps_that_were_left_out_say_nothing_of_gaussians(growing_edit, monkeyp
     state = trainer.optimizers.optimizers["means"].state[trainer.pipeline.model.means]
     assert state["views"].max() == 2  # of three steps
     assert (source_indices(trainer.pipeline.model, trainer.optimizers.optimizers) >= 0).all()
+
+
+def test_views_of_one_step_say_what_steps_of_their_own_would(growing_edit):
+    config = growing_edit(max_num_iterations=1, pipeline__views_per_step=2)
+    trainer = run(config)
+    pipeline, optimizers = trainer.pipeline, trainer.optimizers.optimizers
+    state = optimizers["means"].state[pipeline.model.means]
+
+    def noted(views: int, *draws: int) -> torch.Tensor:
+        for name in ("gradient_sum", "views"):
+            state.pop(name, None)
+        for draw in draws:
+            pipeline.zero_grad()
+            pipeline.config.views_per_step, pipeline.field.drawn = views, []
+            sum(pipeline.get_train_loss_dict(draw)[1].values()).backward()
+            note_gradients(pipeline.model, optimizers, pipeline.field.drawn, views, pipeline.devices.sum)
+        return torch.stack([state["gradient_sum"], state["views"]])
+
+    torch.testing.assert_close(noted(2, 1), noted(1, 2, 3))
 
 
 def test_ray_fields_have_no_gaussians(edit_config):
