@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 aten = torch.ops.aten
 READING = {
@@ -81,7 +81,7 @@ class DeviceWaits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator; its results are where its tensors are."""
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         origins = frozenset().union(*map(self._origin, inputs))
         is_masked = func in INDEXING and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in inputs[1:])
         if origins & DEVICE:
@@ -91,7 +91,7 @@ class DeviceWaits(TorchDispatchMode):
                 self._note("reads", self._place())
         results = func(*args, **(kwargs or {}))
         if origins:
-            for result in tree_leaves(results):
+            for result in tree_flatten(results)[0]:
                 if isinstance(result, Tensor):
                     self._put(result, origins)
         return results
