@@ -78,14 +78,16 @@ class ModelSettings:
             if key not in allowed:
                 raise UserError(f"{where}: {way_out(key, allowed)}")
             value = tuple(value) if isinstance(value, list) else value
-            if not is_like(value, default := getattr(settings, key)):
+            default = getattr(settings, key)
+            if default is not None and not is_like(value, default):
                 raise UserError(f"{where} {value!r}: it must be like {default!r}")
-            taken[key] = value
+            if key not in typed:
+                taken[key] = value
         try:
             replace(settings, **taken)
         except UserError as error:
             raise UserError(f"the model's settings {self.file}: {error}") from error
-        return {key: value for key, value in taken.items() if key not in typed}
+        return taken
 
     def for_scene(self, score: str) -> dict[str, Any]:
         """What the model says of an edit of a scene, by the dotted paths of the fields of ns-train's configuration.

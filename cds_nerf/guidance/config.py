@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -115,6 +116,12 @@ class CDSGuidanceConfig:
             raise UserError(f"w_cut is {self.w_cut} and relative_w_cut is {relative}: they weigh the same, give one")
         if relative and not self.w_dds:
             raise UserError(f"relative_w_cut is {relative}, relative to a score whose weight w_dds is 0: give w_cut")
+
+    @staticmethod
+    def settled(told: Collection[str]) -> frozenset[str]:
+        """The fields that are settled where these are told: a weight of the contrastive loss rules the other out."""
+        weights = {"w_cut", "relative_w_cut"}
+        return frozenset(told) | (weights if weights & set(told) else frozenset())
 
     @property
     def has_contrastive_term(self) -> bool:

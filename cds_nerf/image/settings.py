@@ -66,8 +66,8 @@ class ImageEditSettings:
         Raises:
             UserError: if the model's settings cannot be used.
         """
-        typed_guidance = {path.removeprefix("guidance.") for path in typed}
-        guidance = model.untyped(f"guidance.{self.guidance.score}", self.guidance, typed_guidance)
+        told = self.guidance.settled({path.removeprefix("guidance.") for path in typed})
+        guidance = model.untyped(f"guidance.{self.guidance.score}", self.guidance, told)
         image = model.untyped("image", self, typed, MODEL_FIELDS)
         suited = replace(self, guidance=replace(self.guidance, **guidance), **image)
         try:

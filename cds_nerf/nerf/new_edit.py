@@ -159,8 +159,9 @@ def _check_groups(config: EditConfig, groups: set[str]) -> None:
 def _take_model_settings(config: EditConfig) -> None:
     """The settings that the diffusion model carries, where nothing was typed."""
     model = config.pipeline.diffusion_model.settings(config.machine.device_type)
-    taken = {}
-    for path, value in model.for_scene(config.pipeline.guidance.score).items():
+    guidance, of_guidance, taken = config.pipeline.guidance, "pipeline.guidance.", {}
+    told = guidance.settled([path.removeprefix(of_guidance) for path in config.typed or ()])
+    for path, value in model.for_scene(guidance.score).items():
         where = f"the model's settings {model.file} have {path.replace('_', '-')}"
         if not any(is_within(path, own) for own in OF_MODEL):
             raise UserError(f"{where}: of a scene a model can set {', '.join(OF_MODEL).replace('_', '-')} alone")
@@ -171,7 +172,8 @@ def _take_model_settings(config: EditConfig) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if default is not None and not is_like(value, default):
             raise UserError(f"{where} {value!r}: it must be like {default!r}")
-        if not any(is_within(path, typed) for typed in config.typed or ()):
+        is_told = path.removeprefix(of_guidance) in told or any(is_within(path, one) for one in config.typed or ())
+        if not is_told:
             set_value_at(config, path, value)
             taken[path] = value
     if taken:

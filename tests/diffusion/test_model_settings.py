@@ -52,6 +52,18 @@ def test_what_was_typed_stays_even_where_it_is_the_default(model: Path) -> None:
     assert taken == {"patch_sizes": (1,), "learning_rate": 0.02}
 
 
+@pytest.mark.parametrize(("told", "carried"), [("relative_w_cut", "w_cut"), ("w_cut", "relative_w_cut")])
+def test_of_the_two_weights_the_told_one_rules_the_model_s_out(model: Path, told: str, carried: str) -> None:
+    write(model, guidance={"cds": {"guidance_scale": 3.0, carried: 15.0}})
+    settings = ImageEditSettings(guidance=CDSGuidanceConfig(**{told: 0.3}))
+    suited, taken = settings.suited_to(ModelSettings.read(model), {f"guidance.{told}"})
+    assert suited.guidance == CDSGuidanceConfig(guidance_scale=3.0, **{told: 0.3})
+    assert taken == {"guidance_scale": 3.0}
+    if carried == "relative_w_cut":
+        with pytest.raises(UserError, match="they weigh the same"):
+            ImageEditSettings(guidance=CDSGuidanceConfig(w_cut=0.3)).suited_to(ModelSettings.read(model))
+
+
 def test_another_score_has_settings_of_its_own(model: Path) -> None:
     settings = ImageEditSettings(guidance=CDSGuidanceConfig(score="dds"))
     suited, taken = settings.suited_to(ModelSettings.read(model))

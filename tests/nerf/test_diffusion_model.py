@@ -181,6 +181,9 @@ def test_settings_of_the_model_are_taken_where_nothing_was_typed_and_told(edit_c
     other = edit_config(**typed, pipeline__guidance__score="dds")
     other.set_timestamp()
     assert other.pipeline.guidance.guidance_scale == 5
+    relative = edit_config(**typed | {"pipeline__guidance__w_cut": None, "pipeline__guidance__relative_w_cut": 0.3})
+    relative.set_timestamp()
+    assert (relative.pipeline.guidance.w_cut, relative.pipeline.guidance.relative_w_cut) == (0, 0.3)
 
 
 def test_resumed_edit_asks_no_model_for_settings(edit_config, carrying):
