@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torchmetrics.image.lpip
 import trimesh
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
@@ -49,6 +50,7 @@ def apply() -> None:
     fetch_lpips_when_needed()
     if not torch.cuda.is_available():
         draw_splats_without_cuda()
+        keep_photographs_without_cuda()
     let_validation_and_test_views_stand_for_each_other()
     read_points_without_open3d()
     let_trainers_add_to_what_the_viewer_shows()
@@ -221,6 +223,21 @@ def _without_cuda(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def keep_photographs_without_cuda() -> None:
+    """Let `--pipeline.datamanager.cache-images cpu` be understood where there is no CUDA.
+
+    nerfstudio then pins the memory for copies to a GPU, which asks for one. No upstream issue is known; can go when it
+    looks whether there is one (FullImageDatamanager._load_images).
+    """
+    load = inspect.unwrap(FullImageDatamanager._load_images)
+
+    @functools.wraps(load)
+    def load_images(manager: Any, split: Any, cache_images_device: Any) -> Any:
+        return load(manager, split, "gpu")  # the manager's own device, which is the CPU
+
+    setattr(FullImageDatamanager, "_load_images", load_images)  # noqa: B010 - mypy refuses the plain assignment
 
 
 def read_points_without_open3d() -> None:

@@ -38,6 +38,16 @@ def test_splatfacto_is_evaluated_and_rendered(splat_run):
     assert 0 < metrics["psnr"] < 60
 
 
+def test_photographs_are_kept_in_memory_that_nothing_pins(splat_run):
+    def keep_on_cpu(config):
+        config.pipeline.datamanager.cache_images = "cpu"
+        return config
+
+    _, pipeline, _, _ = eval_setup(splat_run / "config.yml", test_mode="val", update_config_callback=keep_on_cpu)
+    _, batch = pipeline.datamanager.next_train(0)
+    assert batch["image"].device.type == "cpu" and batch["image"].float().std() > 0
+
+
 def test_splatfacto_starts_from_a_coloured_point_cloud():
     points, colors = torch.rand(20, 3), torch.randint(0, 255, (20, 3), dtype=torch.uint8)
     scene_box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
