@@ -13,11 +13,11 @@ from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils.comms import is_main_process
 from nerfstudio.utils.decorators import check_main_thread
 
-from cds_nerf.errors import Terminated
+from cds_nerf.errors import Interrupted, Terminated
 from cds_nerf.files import PARTIAL, remove_partial
 from cds_nerf.finite import are_finite
 from cds_nerf.locking import RUN_LOCK, hold, let_go
-from cds_nerf.nerf.checkpoints import delete_superseded
+from cds_nerf.nerf.checkpoints import delete_superseded, newest_checkpoint
 from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.termination import on_sigterm
 
@@ -39,15 +39,17 @@ class SafeTrainer(ProgressTrainer):
         if is_main_process():  # which is at work for all processes of a training on several devices
             hold_run(self.base_dir)
             remove_partial(self.base_dir)
-        super().setup(test_mode)
+        with self.saying_how_it_goes_on():
+            super().setup(test_mode)
 
     def train(self) -> None:
         """Train; after SIGTERM until the step that is under way is done.
 
         Raises:
+            Interrupted: after Ctrl-C.
             Terminated: after SIGTERM, with the last step in a checkpoint.
         """
-        with on_sigterm(self.terminate):
+        with self.saying_how_it_goes_on(), on_sigterm(self.terminate):
             try:
                 super().train()
             except BaseException as error:
@@ -56,6 +58,28 @@ class SafeTrainer(ProgressTrainer):
                 raise
             finally:
                 let_go(self.base_dir / RUN_LOCK)
+
+    @contextmanager
+    def saying_how_it_goes_on(self) -> Iterator[None]:
+        """Say of Ctrl-C and SIGTERM how what they end goes on."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted; {self.way_on}") from error
+        except Terminated as error:
+            if error.args:  # it has been said
+                raise
+            raise Terminated(f"terminated; {self.way_on}") from error
+
+    @property
+    def way_on(self) -> str:
+        """How the training goes on when it has been ended, as a clause."""
+        if newest_checkpoint(self.checkpoint_dir)[0] is None:
+            return "it has no checkpoint yet, and begins anew"
+        return (
+            "the training goes on from its last checkpoint by the same command with "
+            f"--timestamp {self.config.timestamp} --load-dir {self.checkpoint_dir}"
+        )
 
     def stays_whole(self, error: BaseException) -> bool:
         """Whether what ended the training left the last step as it was."""

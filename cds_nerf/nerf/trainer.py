@@ -16,7 +16,7 @@ from nerfstudio.viewer.viewer import Viewer
 from safetensors import SafetensorError
 
 from cds_nerf.diffusion.memory import is_out_of_memory
-from cds_nerf.errors import Interrupted, Terminated, UserError
+from cds_nerf.errors import UserError
 from cds_nerf.files import whole_file, write_failure
 from cds_nerf.finite import are_finite
 from cds_nerf.locking import RUN_LOCK, BusyError, let_go
@@ -48,12 +48,17 @@ class CDSTrainer(LiveTrainer):
     config: EditConfig
     activity = "Editing"
 
+    @property
+    def way_on(self) -> str:
+        """How the edit goes on when it has been ended, as a clause."""
+        return f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
+
     @contextmanager
-    def _way_on(self) -> Iterator[None]:
-        """Say of what ends the edit how it goes on."""
-        goes_on = f"the edit goes on from its last checkpoint with: ns-train cds --pipeline.resume-from {self.base_dir}"
+    def _answering(self) -> Iterator[None]:
+        """Answer what ends the edit by how it goes on."""
+        goes_on = self.way_on
         try:
-            with on_sigterm(self.terminate):
+            with self.saying_how_it_goes_on(), on_sigterm(self.terminate):
                 yield
         except DeviceError as error:
             raise UserError(f"{error}; {goes_on}") from error
@@ -61,10 +66,6 @@ class CDSTrainer(LiveTrainer):
             if error.__cause__ is None or write_failure(error.__cause__) is None:
                 raise
             raise UserError(f"{error}; with room on the disk, {goes_on}") from error
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted; {goes_on}") from error
-        except Terminated as error:
-            raise Terminated(f"terminated; {goes_on}") from error
         except FloatingPointError as error:
             raise UserError(
                 f"{error}; {goes_on} --pipeline.guidance-dtype float32, if it was another; a new edit can have a "
@@ -82,7 +83,7 @@ class CDSTrainer(LiveTrainer):
         """Build everything, load the weights, check that the poses are the source's, and prepare the guidance."""
         with ExitStack() as on_failure:
             on_failure.callback(let_go, self.base_dir / RUN_LOCK)
-            with self._way_on():
+            with self._answering():
                 if self.devices.is_first and self.config.machine.num_devices > 1:
                     self.devices = Devices.start(self.config)
                     on_failure.callback(self.devices.close)
@@ -153,7 +154,7 @@ class CDSTrainer(LiveTrainer):
         self.step = self._start_step - 1
         self.config.max_num_iterations = max(total - self._start_step, 0)  # nerfstudio counts from the start step
         try:
-            with self._way_on(), repeatable_on_cpu(self.device):
+            with self._answering(), repeatable_on_cpu(self.device):
                 super().train()
         finally:
             self.devices.close()

@@ -226,14 +226,16 @@ def in_the_last_step(patch: pytest.MonkeyPatch) -> None:
     in_step(patch, lambda step: step == 4, terminate)
 
 
-def before(patch: pytest.MonkeyPatch, where: type, name: str, call: int) -> None:
-    """SIGTERM comes as a method is called for the n-th time."""
+def before(
+    patch: pytest.MonkeyPatch, where: type, name: str, call: int, ends: signal.Signals = signal.SIGTERM
+) -> None:
+    """A signal comes as a method is called for the n-th time."""
     method, calls = getattr(where, name), iter(range(1000))
 
     @functools.wraps(method)
     def with_signal(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
-            terminate()
+            signal.raise_signal(ends)
         return method(*args, **kwargs)
 
     patch.setattr(where, name, with_signal)
@@ -330,10 +332,22 @@ def test_step_that_was_done_is_saved_when_the_next_is_broken_off(edit_config, mo
 
 def test_source_that_is_terminated_is_saved_too(capture, tmp_path, monkeypatch):
     before(monkeypatch, SafeTrainer, "train_iteration", 2)
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as end:
         train_source(fresh(cds_source.config), capture, tmp_path)
     (path,) = tmp_path.rglob("*.ckpt")
     assert torch.load(path, weights_only=True)["step"] == 1
+    time = path.parent.parent.name
+    assert str(end.value) == (
+        "terminated; the training goes on from its last checkpoint by the same command with "
+        f"--timestamp {time} --load-dir {path.parent}"
+    )
+
+
+def test_source_that_is_interrupted_says_so_without_a_traceback(capture, tmp_path, monkeypatch):
+    """nerfstudio's launcher would answer a KeyboardInterrupt with a traceback and exit status 0."""
+    before(monkeypatch, SafeTrainer, "train_iteration", 2, signal.SIGINT)
+    with pytest.raises(Interrupted, match="^interrupted; it has no checkpoint yet, and begins anew$"):
+        train_source(fresh(cds_source.config), capture, tmp_path)
 
 
 @pytest.mark.parametrize(
