@@ -1,9 +1,9 @@
-"""How good the demo's edits are over seeds, of splats and of a nerfacto: a colour and a shape.
+"""How good the demo's edits are over seeds, of a nerfacto and of splats: a colour and a shape, by CDS and by DDS.
 
-    python benchmarks/demo_edits.py [--seeds 0 1 2] [--fields splats nerf] [--output outputs/demo_edits]
+    python benchmarks/demo_edits.py [--seeds 0 1 2] [--fields nerf splats] [--w-cuts 15 0] [--output outputs/demo_edits]
 
-Each seed is another scene of the same caption. Everything is as `cds-nerf demo` does it by default; what is done is
-kept. The table has the mean over the seeds, and the worst of them.
+Each seed is another scene of the same caption. Everything is as `cds-nerf demo` does it by default, but for the weight
+of the contrastive loss; what is done is kept. The table has the mean over the seeds, and the worst of them.
 """
 
 from __future__ import annotations
@@ -12,88 +12,105 @@ import json
 import os
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
+import yaml
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from cds_nerf.evaluation.fidelity import psnr
 from cds_nerf.shapes.dataset import edit_name
+from cds_nerf.shapes.demo import BUNDLED_RECIPE, SPLAT_RECIPE
 
 SOURCE = "a photo of a red cube on a wooden floor"
+RECIPES = {"nerf": BUNDLED_RECIPE, "splats": SPLAT_RECIPE}
+"""What the demo follows, by its --field."""
+COLUMNS = {
+    "psnr": ("PSNR to the true edit, dB", ".1f"),
+    "psnr_outside": ("outside the object, dB", ".1f"),
+    "with_target": ("shows the target", ".0%"),
+    "kept": ("keeps the rest", ".0%"),
+    "silhouette": ("silhouette", ".2f"),
+}
+"""The measures of the table, with heading and form."""
 
 
 @dataclass
 class DemoEditsBenchmark:
-    """Run the demo for several seeds, targets and kinds of fields, one after the other."""
+    """Run the demo for several seeds, targets, kinds of fields and weights of the contrastive loss."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the demo."""
-    fields: tuple[str, ...] = ("splats", "nerf")
+    fields: tuple[Literal["nerf", "splats"], ...] = ("nerf", "splats")
     """As in the demo's --field."""
     targets: tuple[str, ...] = (
         "a photo of a blue cube on a wooden floor",
         "a photo of a red sphere on a wooden floor",
     )
     """Captions of the edits."""
+    w_cuts: tuple[float, ...] = (15.0, 0.0)
+    """Weights of the contrastive loss: the demo's, and none, which is Delta Denoising Score."""
     output: Path = Path("outputs/demo_edits")
     """Folder for everything."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Demos that run at a time, one thread each."""
 
     def run(self) -> None:
         """Run what is not there, and print a table."""
         self.output.mkdir(parents=True, exist_ok=True)
-        for seed in self.seeds:
-            for field in self.fields:
-                for target in self.targets:
-                    self._demo(field, seed, target)
-        columns = ("edit", "field", "source", "PSNR to the true edit", "outside", "shows the target", "keeps the rest")
-        print(f"| {' | '.join(columns)} |\n| --- | --- {'| ---: ' * 5}|")
+        with ThreadPoolExecutor(self.processes) as pool:
+            list(pool.map(self._edits_of_a_scene, [(kind, seed) for kind in self.fields for seed in self.seeds]))
+        print(f"| edit | field | {' | '.join(heading for heading, _ in COLUMNS.values())} |")
+        print(f"| --- | --- |{' ---: |' * len(COLUMNS)}")
         for target in self.targets:
-            for field in self.fields:
-                for when in ("before", "after"):
-                    self._print_row(target, field, when)
-        times = [float(path.read_text("utf8")) for path in self.output.glob("*.minutes")]
-        if times:
-            print(f"\nfrom the scene to the report: {min(times):.1f} to {max(times):.1f} minutes")
+            for kind in self.fields:
+                self._print_row(target, kind, "unedited", "before", self.w_cuts[0])
+                for w_cut in self.w_cuts:
+                    self._print_row(target, kind, f"`w_cut` {w_cut:g}", "after", w_cut)
+        for kind in self.fields:
+            sources = [_held_out_psnr(self._folder(kind, seed)) for seed in self.seeds]
+            print(f"\nthe unedited {kind} to the scene: {_cell(sources, '.1f')} dB")
 
-    def _demo(self, field: str, seed: int, target: str) -> None:
-        folder = self._folder(field, seed)
-        if (folder / edit_name(target) / "quality.json").exists():
+    def _edits_of_a_scene(self, scene: tuple[str, int]) -> None:
+        """All of a scene's edits, one after the other, since they share their source."""
+        for w_cut in self.w_cuts:
+            for target in self.targets:
+                self._demo(*scene, target, w_cut)
+
+    def _demo(self, kind: str, seed: int, target: str, w_cut: float) -> None:
+        result = self._result(kind, seed, target, w_cut)
+        if result.exists():
             return
-        is_new = not folder.exists()
-        start = time.monotonic()
-        words = ["--source", SOURCE, "--target", target, "--field", field, "--seed", str(seed)]
-        with (self.output / f"{field}-{seed}-{edit_name(target)}.log").open("w") as log:
+        recipe = yaml.safe_load(RECIPES[kind].read_text("utf8"))
+        recipe |= {"name": result.parent.name, "edit": recipe["edit"] | {"pipeline.guidance.w-cut": w_cut}}
+        own = self.output / f"{kind}-{seed}-{result.parent.name}.yaml"
+        own.write_text(yaml.safe_dump(recipe), "utf8")
+        words = ["--source", SOURCE, "--target", target, "--seed", str(seed), "--recipe", str(own)]
+        with own.with_suffix(".log").open("w") as log:
             subprocess.run(
-                [sys.executable, "-m", "cds_nerf.cli", "demo", *words, "--output", str(folder)],
-                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                [sys.executable, "-m", "cds_nerf.cli", "demo", *words, "--output", str(self._folder(kind, seed))],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
                 check=True,
             )
-        if is_new:  # a later target has its source already
-            path = self.output / f"{field}-{seed}.minutes"
-            path.write_text(f"{(time.monotonic() - start) / 60}", "utf8")
 
-    def _print_row(self, target: str, field: str, when: str) -> None:
-        found = [self._quality(field, seed, target)[when] for seed in self.seeds]
-        sources = [_held_out_psnr(self._folder(field, seed)) for seed in self.seeds]
-        cells = [_cell(sources, ".1f")] + [
-            _cell([one[key] for one in found], form)
-            for key, form in {"psnr": ".1f", "psnr_outside": ".1f", "with_target": ".0%", "kept": ".0%"}.items()
-        ]
-        name = target.removeprefix("a photo of ").removesuffix(" on a wooden floor")
-        print(f"| {name} | {field}, {when} | {' | '.join(cells)} |")
+    def _print_row(self, target: str, kind: str, name: str, when: str, w_cut: float) -> None:
+        found = [json.loads(self._result(kind, seed, target, w_cut).read_text("utf8"))[when] for seed in self.seeds]
+        cells = [_cell([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
+        edit = target.removeprefix("a photo of ").removesuffix(" on a wooden floor")
+        print(f"| {edit} | {kind}, {name} | {' | '.join(cells)} |")
 
-    def _folder(self, field: str, seed: int) -> Path:
-        return self.output / f"{field}-{seed}"
+    def _folder(self, kind: str, seed: int) -> Path:
+        return self.output / f"{kind}-{seed}"
 
-    def _quality(self, field: str, seed: int, target: str) -> dict[str, dict[str, float]]:
-        return json.loads((self._folder(field, seed) / edit_name(target) / "quality.json").read_text("utf8"))
+    def _result(self, kind: str, seed: int, target: str, w_cut: float) -> Path:
+        return self._folder(kind, seed) / f"{edit_name(target)}-w-cut-{w_cut:g}" / "quality.json"
 
 
 def _held_out_psnr(folder: Path) -> float:
