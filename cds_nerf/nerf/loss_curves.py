@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT = 480, 84
+WIDTH, HEIGHT = 480, 110
 """Of one loss's panel, in pixels."""
+FOOT = 28
+"""Below all of them."""
 _FINE = 2
 """Lines are drawn at so many times the size, and made smooth by shrinking."""
+_FONT, _LINE_WIDTH = 20, 2
+"""In pixels of the picture, which the viewer shows at half its size."""
 _TEXT, _LINE, _FRAME = "#333333", "#1f77b4", "#cccccc"
 
 
@@ -24,18 +28,18 @@ def draw_curves(losses: Mapping[str, Sequence[float | None]]) -> Image.Image:
     """
     steps = max(len(values) for values in losses.values())
     pictures = [_panel(name, values, steps) for name, values in losses.items()]
-    column = Image.new("RGB", (WIDTH, HEIGHT * len(pictures) + 20), "white")
+    column = Image.new("RGB", (WIDTH, HEIGHT * len(pictures) + FOOT), "white")
     for number, picture in enumerate(pictures):
         column.paste(picture, (0, HEIGHT * number))
-    draw, font = ImageDraw.Draw(column), ImageFont.load_default(12)
-    draw.text((8, column.height - 18), "step 0", _TEXT, font)
-    draw.text((WIDTH - 8, column.height - 18), f"step {steps - 1}", _TEXT, font, anchor="ra")
+    draw, font = ImageDraw.Draw(column), ImageFont.load_default(_FONT)
+    draw.text((8, column.height - 26), "step 0", _TEXT, font)
+    draw.text((WIDTH - 8, column.height - 26), f"step {steps - 1}", _TEXT, font, anchor="ra")
     return column
 
 
 def _panel(name: str, values: Sequence[float | None], steps: int) -> Image.Image:
     """One curve; it has gaps where there are no values."""
-    left, right, top, bottom = 8, WIDTH - 64, 20, HEIGHT - 6
+    left, right, top, bottom = 8, WIDTH - 108, 30, HEIGHT - 6
     known = [value for value in values if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     span = high - low or 1.0
@@ -51,15 +55,15 @@ def _panel(name: str, values: Sequence[float | None], steps: int) -> Image.Image
             for step, value in run
         ]
         if len(points) > 1:
-            draw.line(points, _LINE, width=_FINE)
+            draw.line(points, _LINE, width=_FINE * _LINE_WIDTH)
         else:
             draw.point(points, _LINE)
     panel = panel.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(_FONT)
     label = name.removesuffix("_loss").replace("_", " ")
     draw.text((left, 3), label + (f"  {known[-1]:.3g}" if known else ""), _TEXT, font)
-    draw.text((right + 6, top - 4), f"{high:.3g}", _TEXT, font)
-    draw.text((right + 6, bottom - 12), f"{low:.3g}", _TEXT, font)
+    draw.text((right + 8, top - 6), f"{high:.3g}", _TEXT, font)
+    draw.text((right + 8, bottom - 18), f"{low:.3g}", _TEXT, font)
     return panel
 
 

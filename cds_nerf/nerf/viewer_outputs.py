@@ -43,11 +43,11 @@ def with_edit_outputs(
     assert edit is not None  # or the edit would not have begun
     more: dict[str, Tensor] = {}
     if pipeline.region is not None and pipeline.region.has_a_place:
-        more["relevance"] = edit
+        more["relevance"] = edit[..., :1]
         if "relevance" in chosen:
             region = pipeline.region.of_camera(camera.to("cpu"), pipeline.next_step - 1)
             more["relevance"] = region.permute(1, 2, 0).to(edit)
-    more |= {"difference": edit, "source": edit}
+    more |= {"difference": edit[..., :1], "source": edit}
     if {"difference", "source"} & set(chosen):
         more["source"] = _source(pipeline, camera, box).to(edit)
         more["difference"] = (edit - more["source"]).abs().mean(dim=-1, keepdim=True)

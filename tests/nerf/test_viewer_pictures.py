@@ -19,7 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.gradient_picture import PulledView
-from cds_nerf.nerf.loss_curves import HEIGHT, draw_curves
+from cds_nerf.nerf.loss_curves import FOOT, HEIGHT, draw_curves
 from cds_nerf.nerf.loss_record import RECORD, LossRecord
 from cds_nerf.nerf.viewer_pictures import Picture
 
@@ -52,7 +52,7 @@ def test_record_that_cannot_be_read_is_told_and_left(tmp_path, text):
 def test_curve_rises_as_the_loss_does_and_has_its_gap():
     values = [None if 40 <= step < 60 else float(step) for step in range(100)]
     picture = np.asarray(draw_curves({"dds_loss": values, "keep_loss": [1.0]})).astype(int)
-    assert picture.shape[0] == 2 * HEIGHT + 20
+    assert picture.shape[0] == 2 * HEIGHT + FOOT
     curve = picture[:HEIGHT, :, 2] - picture[:HEIGHT, :, 0] > 60  # it is blue
     columns = np.flatnonzero(curve.any(axis=0))
     heights = [np.flatnonzero(curve[:, column]).mean() for column in columns]
@@ -80,7 +80,7 @@ def test_run_folder_has_what_the_viewer_shows(edit_config):
     losses = json.loads((folder / RECORD).read_text())
     assert {"dds_loss", "cut_loss", "keep_loss"} <= losses.keys()
     assert {len(values) for values in losses.values()} == {3}
-    assert Image.open(folder / "losses.png").height == HEIGHT * len(losses) + 20
+    assert Image.open(folder / "losses.png").height == HEIGHT * len(losses) + FOOT
 
 
 def test_curves_of_a_resumed_edit_go_on(edit_config, monkeypatch):
