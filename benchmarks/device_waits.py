@@ -134,7 +134,9 @@ class DeviceWaits(TorchDispatchMode):
 
     def _send(self, tensor: Tensor, there: frozenset[int], non_blocking: bool) -> None:
         """Note that a tensor has been sent; whether to the device may turn out later."""
-        if not non_blocking:
+        if non_blocking:
+            there = DEVICE  # where else
+        else:
             self._sends.append(self._place())
             there = there | {len(self._sends) - 1}
         self._confirm(there)

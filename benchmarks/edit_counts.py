@@ -25,6 +25,7 @@ from nerfstudio.models.base_model import Model
 
 from cds_nerf import CDSGuidance, LatentDiffusion
 from cds_nerf.diffusion.options import DiffusionOptions
+from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.edit_renders import EditRenders
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.region import Region
@@ -204,6 +205,9 @@ class EditCounts:
             modules: list[Any] = [pipeline.model, diffusion.unet, diffusion.vae]
             waits.place(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
             waits.place([diffusion.alphas_cumprod])
+            cameras = [value for view in pipeline._views_there for value in vars(view).values()]
+            waits.place(value for value in cameras if isinstance(value, torch.Tensor))
+            waits.place(compatibility.constants_of_encodings(pipeline.model))
             waits.place(
                 text
                 for prompt in (pipeline.source_text, pipeline.target_text)

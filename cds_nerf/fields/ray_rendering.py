@@ -42,7 +42,8 @@ def rescale_camera(camera: Cameras, shorter_side: int, multiple: int) -> Cameras
 
 def camera_rays(camera: Cameras, camera_index: int) -> RayBundle:
     """All rays [height, width] of one camera [1], which carry its index among the training cameras."""
-    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    first = torch.zeros(1, dtype=torch.long, device=camera.device)
+    rays = camera.generate_rays(camera_indices=first, keep_shape=True)
     rays.camera_indices = torch.full((*rays.shape, 1), camera_index, device=rays.origins.device)
     return rays
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,6 +22,7 @@ from cds_nerf.guidance.gradient_strengths import GradientStrengths
 from cds_nerf.guidance.noisy_pair import Features, NoisyPair
 from cds_nerf.guidance.registry import score_class
 from cds_nerf.guidance.timestep_schedule import timestep_bounds
+from cds_nerf.transfers import send
 
 CONTRASTIVE = "cut_loss"
 """The contrastive loss's name among the terms."""
@@ -43,6 +44,8 @@ class CDSOutput:
     """The score, detached; the gradient of its term is this times 2000 / (h * w)."""
     timestep: Int[Tensor, " batch"]
     """The timestep of each batch item."""
+    is_finite: Bool[Tensor, ""]
+    """Whether all gradients are finite."""
 
     @property
     def dds_loss(self) -> Float[Tensor, ""]:
@@ -92,6 +95,7 @@ class CDSGuidance:
         generator: Generator | Sequence[Generator] | None = None,
         step: int | None = None,
         steps: int | None = None,
+        check: bool = True,
     ) -> CDSOutput:
         """The loss of target latents against source latents, which share timestep and noise.
 
@@ -106,11 +110,13 @@ class CDSGuidance:
                 gets the draws that it would get alone.
             step: of the edit, from 0; a timestep schedule that depends on it wants to know.
             steps: how many the edit has in all.
+            check: whether gradients that are not finite are an error; to know it, the host waits for the device.
+                Otherwise `is_finite` of the output says it.
 
         Raises:
             UserError: if a setting cannot be used, the shapes do not fit together, a timestep is none of the score's,
                 or a patch is larger than a feature map.
-            FloatingPointError: if a noise prediction or gradient overflows in half precision.
+            FloatingPointError: if a noise prediction or gradient overflows in half precision, and that is checked.
         """
         config, diffusion = self.config, self.diffusion
         config.settle()  # it may have been changed since
@@ -129,12 +135,12 @@ class CDSGuidance:
             target = target_latents.detach().to(device, dtype).requires_grad_(needs_gradient)
             pair = NoisyPair(
                 diffusion,
-                source_latents.detach().to(device, dtype),
+                send(source_latents.detach(), device, dtype),
                 target,
                 source_text,
                 target_text,
-                timestep.to(device),
-                noise.to(device, dtype),
+                send(timestep, device),
+                send(noise, device, dtype),
                 config.guidance_scale,
                 self._contrastive_layers(),
             )
@@ -144,7 +150,9 @@ class CDSGuidance:
             terms = {f"{score.term or config.score}_loss": score_term}
             if config.has_contrastive_term:
                 terms[CONTRASTIVE] = self._contrastive_term(pair, generators)
-            self._check_finite([term.gradient for term in terms.values()], timestep)
+            is_finite = torch.stack([term.gradient.isfinite().all() for term in terms.values()]).all()
+            if check and not is_finite:
+                raise FloatingPointError(self.why_not_finite(timestep))
             weights: dict[str, float | Tensor] = dict.fromkeys(terms, config.w_dds)
             if config.has_contrastive_term:
                 weights[CONTRASTIVE] = self._contrastive_weight(score_term, terms[CONTRASTIVE], needs_gradient)
@@ -155,7 +163,15 @@ class CDSGuidance:
                 weighted_terms=weighted_terms,
                 gradient=gradient,
                 timestep=pair.timestep,
+                is_finite=is_finite,
             )
+
+    def why_not_finite(self, timestep: Int[Tensor, " batch"]) -> str:
+        """What to say, and do, of gradients that are not finite."""
+        return (
+            f"the guidance's gradient is not finite in {self.diffusion.dtype} at timestep {timestep.tolist()}: "
+            "use bfloat16 or float32 for the diffusion model, or look for non-finite latents"
+        )
 
     def _contrastive_term(self, pair: NoisyPair, generators: Generators) -> _Term:
         if pair.features is None:  # of a score that asks the prior for neither prediction
@@ -191,13 +207,6 @@ class CDSGuidance:
         grid = score_class(self.config.score)().timestep_grid(timesteps)
         least, most = (round(bound * timesteps) for bound in timestep_bounds(self.config, step, steps))
         return draw_timesteps(grid, least, most, generators)
-
-    def _check_finite(self, gradients: Sequence[Tensor], timestep: Tensor) -> None:
-        if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
-            raise FloatingPointError(
-                f"the guidance's gradient is not finite in {self.diffusion.dtype} at timestep {timestep.tolist()}: "
-                "use bfloat16 or float32 for the diffusion model, or look for non-finite latents"
-            )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cds_nerf.transfers import send
+
 
 def patch_nce_loss(
     query: Float[Tensor, "batch channels h w"],
@@ -37,5 +39,5 @@ def _unit_patches(
 ) -> Float[Tensor, "batch patches channels"]:
     patches = features.flatten(2).transpose(1, 2)
     if positions is not None:
-        patches = torch.take_along_dim(patches, positions.to(patches.device)[:, :, None], dim=1)
+        patches = torch.take_along_dim(patches, send(positions, patches.device)[:, :, None], dim=1)
     return F.normalize(patches, dim=2)

@@ -13,9 +13,10 @@ import math
 import pickle
 import sys
 import threading
+import time
 import unittest.mock
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,17 +24,21 @@ import numpy as np
 import torch
 import torchmetrics.image.lpip
 import trimesh
+from jaxtyping import Int
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
+from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.model_components.ray_samplers import ProposalNetworkSampler
 from nerfstudio.model_components.renderers import background_color_override_context
 from nerfstudio.models import splatfacto
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.utils import writer
 from nerfstudio.utils.io import load_from_json
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.utils.writer import EventType
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import CameraState, get_camera
 from nerfstudio.viewer_legacy.server.viewer_utils import SetTrace
@@ -191,6 +196,37 @@ def update_proposals_in_every_call(model: nn.Module) -> None:
         sampler.update_sched = lambda step: -1
 
 
+def keep_constants_of_encodings_on_device(model: nn.Module) -> None:
+    """Move the constants of hash encodings in plain torch to where their tables are.
+
+    nerfstudio keeps them on the CPU, and each of the many calls that render a view waits until they are sent again, two
+    for each encoding and one for each of its eight hashes. No upstream issue; can go when they are buffers.
+    """
+    for encoding in _encodings(model):
+        device = encoding.hash_table.device
+        encoding.scalings, encoding.hash_offset = encoding.scalings.to(device), encoding.hash_offset.to(device)
+        encoding.primes = torch.tensor(HASH_PRIMES, device=device)
+        encoding.hash_fn = functools.partial(_hash, encoding)
+
+
+HASH_PRIMES = (1, 2654435761, 805459861)
+
+
+def _hash(encoding: Any, corners: Int[Tensor, "*batch levels 3"]) -> Int[Tensor, "*batch levels"]:
+    """Places in an encoding's table: Instant-NGP (arXiv 2201.05989), equation 4."""
+    x, y, z = (corners * encoding.primes).unbind(-1)
+    return (x ^ y ^ z) % encoding.hash_table_size + encoding.hash_offset
+
+
+def constants_of_encodings(model: nn.Module) -> list[Tensor]:
+    """What `keep_constants_of_encodings_on_device` has moved there."""
+    return [part for one in _encodings(model) for part in (one.scalings, one.hash_offset, one.primes)]
+
+
+def _encodings(model: nn.Module) -> list[Any]:
+    return [one for one in model.modules() if isinstance(one, HashEncoding) and one.tcnn_encoding is None]
+
+
 def draw_splats_without_cuda() -> None:
     """Let splatfacto train, render and be evaluated where there is no CUDA, as gsplat would do it there.
 
@@ -291,6 +327,51 @@ def let_edits_start_their_own_processes(edits: type) -> None:
             launch(*args, **kwargs)
 
         module.launch = launch_one  # type: ignore[union-attr]
+
+
+@contextmanager
+def events_written_every(seconds: float) -> Iterator[None]:
+    """Within, nerfstudio's event writers get what they are to write now and then, and not after each step.
+
+    Each value that they write is read from the device by itself, and the host waits for all of the step that it is of
+    (`nerfstudio.utils.writer`). Here those of many steps are read together. No upstream issue; can go when nerfstudio
+    does likewise.
+    """
+    write, due = writer.write_out_storage, time.monotonic() + seconds
+
+    def write_all() -> None:
+        _read_events()
+        write()
+
+    def write_when_due() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            write_all()
+            due = time.monotonic() + seconds
+
+    writer.write_out_storage = write_when_due
+    try:
+        yield
+    finally:
+        writer.write_out_storage = write
+        write_all()
+
+
+def _read_events() -> None:
+    """Make numbers of all single values among the events, with one wait for each device."""
+    places: list[tuple[dict[str, Any], str]] = []
+    for event in writer.EVENT_STORAGE:
+        if event["write_type"] is EventType.SCALAR:
+            places.append((event, "event"))
+        elif event["write_type"] is EventType.DICT:
+            event["event"] = dict(event["event"])  # the step's own keeps its tensors
+            places += [(event["event"], name) for name in event["event"]]
+    places = [(place, name) for place, name in places if isinstance(place[name], Tensor)]
+    for device in {place[name].device for place, name in places}:
+        there = [(place, name) for place, name in places if place[name].device == device]
+        values = torch.stack([place[name].detach().float().squeeze() for place, name in there]).tolist()
+        for (place, name), value in zip(there, values, strict=True):
+            place[name] = value
 
 
 def copy_of(model: nn.Module) -> Any:

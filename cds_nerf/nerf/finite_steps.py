@@ -11,12 +11,15 @@ from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
 
 from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import Terminated
 from cds_nerf.finite import are_finite
+from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.safe_trainer import SafeTrainer
 from cds_nerf.nerf.several_devices import DeviceError, Devices
+from cds_nerf.nerf.step_checks import StepChecks
 
 SKIPPED_IN_A_ROW = 20
 """So many steps left out one after the other end the training. A gradient scaler needs up to 16 to find its scale."""
@@ -27,12 +30,14 @@ class FiniteOptimizers(Optimizers):
 
     devices = Devices()
     """Those of which each has a part of the gradients."""
+    checks = StepChecks()
+    """What else must be finite, for a step to be made."""
 
     def optimizer_scaler_step_some(self, grad_scaler: GradScaler, param_groups: list[str]) -> None:
         """One step of each group; where it fails, all parameters and states are as before.
 
         Raises:
-            FloatingPointError: if a parameter or a state would not be finite.
+            FloatingPointError: if a parameter, a state, or what the checks are about would not be finite.
             UserError: if another device's process has ended.
         """
         optimizers = [self.optimizers[group] for group in param_groups]
@@ -44,12 +49,13 @@ class FiniteOptimizers(Optimizers):
         states = [deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         try:
             super().optimizer_scaler_step_some(grad_scaler, param_groups)
-            if not are_finite([*parameters, *_averages(optimizers)]):
+            self.checks.add(are_finite([*parameters, *_averages(optimizers)]), lambda: _why_not_finite(parameters))
+            try:
+                self.checks.read()
+            except FloatingPointError:
                 if grad_scaler.is_enabled():
                     grad_scaler.update()  # which has to follow each of its steps
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                cause = "the optimiser's step" if are_finite(gradients) else "the gradient of the field"
-                raise FloatingPointError(f"{cause} is not finite")
+                raise
         except BaseException:
             with torch.no_grad():
                 for parameter, value in zip(parameters, values, strict=True):
@@ -57,6 +63,12 @@ class FiniteOptimizers(Optimizers):
             for optimizer, state in zip(optimizers, states, strict=True):
                 optimizer.load_state_dict(state)
             raise
+
+
+def _why_not_finite(parameters: Iterable[Parameter]) -> str:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    cause = "the optimiser's step" if are_finite(gradients) else "the gradient of the field"
+    return f"{cause} is not finite"
 
 
 def _averages(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[Tensor]:
@@ -72,6 +84,7 @@ class FiniteStepsTrainer(SafeTrainer):
     The last checkpoint is of the time before these.
     """
 
+    pipeline: CDSPipeline
     devices = Devices()
     """Those that make the steps together."""
     skipped = 0
@@ -84,7 +97,7 @@ class FiniteStepsTrainer(SafeTrainer):
     def setup_optimizers(self) -> FiniteOptimizers:
         """Optimizers whose step is made whole or not at all."""
         optimizers = FiniteOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
-        optimizers.devices = self.devices
+        optimizers.devices, optimizers.checks = self.devices, self.pipeline.checks
         return optimizers
 
     def stays_whole(self, error: BaseException) -> bool:

@@ -53,10 +53,12 @@ from cds_nerf.nerf.live_settings import (
 from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
 from cds_nerf.nerf.several_devices import Devices, device_of
 from cds_nerf.nerf.source_run import model_state, read_checkpoint
+from cds_nerf.nerf.step_checks import StepChecks
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.nerf.viewer_panel import LivePanel
 from cds_nerf.progress import progress_bar
 from cds_nerf.seeding import seed_for
+from cds_nerf.transfers import send
 from cds_nerf.typed_options import set_value_at, value_at
 
 PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
@@ -111,6 +113,10 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     the diffusion model takes as many times the memory."""
     rays_per_chunk: int = 4096
     """Rays rendered at a time. Less takes less memory; only the draws of the sampling jitter change with it."""
+    encoder_checkpointing: bool = False
+    """Save memory: encode each view a second time for the gradient, rather than keep all that the encoder computes
+    while the UNet runs, which is 1.5 GiB in float16 for 512x512 pixels, and grows with their number. It takes about as
+    long as one or two UNet samples. With --pipeline.diffusion-model.cpu-offload it is always so."""
     views_in_memory: int = 1024
     """Views of the source that stay in memory once they are in use; each takes four bytes a pixel."""
     steps_per_strip: int = 100
@@ -144,6 +150,7 @@ class CDSPipeline(VanillaPipeline):
         super().__init__(config, device, grad_scaler=grad_scaler, **kwargs)
         self.grad_scaler = grad_scaler
         self.devices = Devices()
+        self.checks = StepChecks()
         self.pulled_view: PulledView | None = None  # the last one
         if self.test_mode == "val":  # it is to be trained, and not only to be seen
             self.live_edit = LivePanel({path: value_at(self.config, path) for path in LIVE_SETTINGS})
@@ -155,9 +162,13 @@ class CDSPipeline(VanillaPipeline):
         that no two graphs are alive at once. Each of several devices takes views of its own; the sum of the gradients
         of all of them is that of the mean.
 
+        That the losses and the guidance's gradients are finite is left to `checks`, which are read when the step is
+        done: each look at a value would wait for the device.
+
         Raises:
-            FloatingPointError: if a loss, or the guidance's gradient, is not finite.
+            FloatingPointError: if another device leaves out the step, or this one must.
         """
+        self.checks.clear()
         self._take_live_settings(step)
         views = self.drawn_per_step
         draws = range(step * views, (step + 1) * views)[self.devices.rank :: self.devices.number]
@@ -182,10 +193,11 @@ class CDSPipeline(VanillaPipeline):
         """Losses with the gradients of this device's views and the values of all devices', and the last one's metrics.
 
         Raises:
-            FloatingPointError: if another device leaves out the step.
+            FloatingPointError: if another device leaves out the step, or this one must.
         """
         if self.devices.number == 1:
             return losses, metrics
+        self.checks.read()
         known = {name: value.detach().float().to(self.device) for name, value in (losses | metrics).items()}
         values = dict(zip(known, torch.stack(list(known.values())).tolist(), strict=True))
         of_all = self.devices.exchange(values)
@@ -205,7 +217,7 @@ class CDSPipeline(VanillaPipeline):
         config, guidance = self.config, self.guidance
         index = self.datamanager.next_view(draw, self.seed)
         image, losses = self.render_view(index, seed_for(self.seed, "rendering", draw))
-        relevance = None if self.region is None else self.region.of_view(index, step).to(image)
+        relevance = None if self.region is None else send(self.region.of_view(index, step), image.device)
 
         latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
         out = guidance(
@@ -216,7 +228,10 @@ class CDSPipeline(VanillaPipeline):
             generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", draw)),
             step=step,
             steps=self.steps,
+            check=False,
         )
+        timestep = out.timestep
+        self.checks.add(out.is_finite, lambda: guidance.why_not_finite(timestep))
         self.pulled_view = PulledView(image.detach(), out.gradient)
         losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if relevance is not None:
@@ -228,9 +243,8 @@ class CDSPipeline(VanillaPipeline):
             "gradient": out.gradient.square().mean().sqrt(),
         }
         losses = {name: loss.to(self.device) for name, loss in losses.items()}
-        if not are_finite(losses.values()):
-            values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
-            raise FloatingPointError(f"the loss is not finite: {values}")
+        values = {name: loss.detach() for name, loss in losses.items()}
+        self.checks.add(are_finite(values.values()), lambda: _why_not_finite(values))
         return losses, metrics
 
     def _losses_outside(
@@ -243,7 +257,7 @@ class CDSPipeline(VanillaPipeline):
         """What holds the field to the source outside of the region: a view's looks, and splats themselves."""
         config, losses = self.config, {}
         if config.w_keep:
-            difference = image - self.source.image(index, tuple(image.shape[1:])).to(image)
+            difference = image - send(self.source.image(index, tuple(image.shape[1:])), image.device)
             # 2000 a latent, as in the Delta Denoising Score, so that both grow alike with the view.
             losses["keep_loss"] = config.w_keep * 2000 / latents * ((1 - relevance) * difference.square()).sum()
         if config.w_anchor:
@@ -258,8 +272,11 @@ class CDSPipeline(VanillaPipeline):
         """The latents of a view. Their gradient, and what of it reaches the view, is weighted by the relevance."""
         if relevance is not None:
             image = torch.lerp(image.detach(), image, relevance)  # the same picture
-        # Checkpointed, so that the encoder's activations are not alive while the UNet's are.
-        latents = checkpoint(self.guidance.diffusion.encode, image[None], use_reentrant=False)
+        encode = self.guidance.diffusion.encode
+        if self.config.encoder_checkpointing or self.config.diffusion_model.cpu_offload:
+            latents = checkpoint(encode, image[None], use_reentrant=False)
+        else:
+            latents = encode(image[None])
         if relevance is not None:
             latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
             latents.register_hook(lambda gradient: latent_relevance * gradient)
@@ -274,7 +291,7 @@ class CDSPipeline(VanillaPipeline):
         self, index: int, seed: int
     ) -> tuple[Float[Tensor, "3 height width"], dict[str, Float[Tensor, ""]]]:
         """A training view at the guidance's resolution, and the field's own regularisers."""
-        return self.field.render_view(self.views[index], index, seed)
+        return self.field.render_view(self._views_there[index], index, seed)
 
     @torch.no_grad()
     def render_training_view(self, index: int) -> Float[Tensor, "3 height width"]:
@@ -320,6 +337,7 @@ class CDSPipeline(VanillaPipeline):
             )
         cameras = self.field.cameras(self.datamanager.train_dataset.cameras)
         self.views = [rescale_camera(cameras[i : i + 1], resolution, multiple) for i in range(len(cameras))]
+        self._views_there = [view.to(self.device) for view in self.views]
         self.orbit = orbit_cameras(cameras, self.views[0], config.orbit_frames)
 
         compatibility.update_proposals_in_every_call(self.model)
@@ -575,6 +593,10 @@ def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
             hint = "it was trained with tiny-cuda-nn, which is not installed here"
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
+
+
+def _why_not_finite(losses: Mapping[str, Tensor]) -> str:
+    return f"the loss is not finite: {', '.join(f'{name} {loss.item():.3g}' for name, loss in losses.items())}"
 
 
 def _fingerprint(texts: tuple[str, ...]) -> str:

@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "pipeline.guidance_device",
     "pipeline.guidance_dtype",
     "pipeline.rays_per_chunk",
+    "pipeline.encoder_checkpointing",
 )
 """What may change while an edit is under way, with all below it: how far it goes, where it runs, how it is watched."""
 

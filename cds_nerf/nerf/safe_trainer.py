@@ -17,6 +17,7 @@ from cds_nerf.errors import Interrupted, Terminated
 from cds_nerf.files import PARTIAL, remove_partial
 from cds_nerf.finite import are_finite
 from cds_nerf.locking import RUN_LOCK, hold, let_go
+from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.checkpoints import delete_superseded, newest_checkpoint
 from cds_nerf.nerf.progress import ProgressTrainer
 from cds_nerf.termination import on_sigterm
@@ -41,6 +42,7 @@ class SafeTrainer(ProgressTrainer):
             remove_partial(self.base_dir)
         with self.saying_how_it_goes_on():
             super().setup(test_mode)
+        compatibility.keep_constants_of_encodings_on_device(self.pipeline.model)
 
     def train(self) -> None:
         """Train; after SIGTERM until the step that is under way is done.

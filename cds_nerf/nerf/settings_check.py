@@ -49,6 +49,15 @@ def check_values(config: EditConfig) -> None:
     config.pipeline.guidance.settle()
     config.pipeline.region.terms()
     _check_live_changes(config.pipeline.live_changes)
+    if (
+        "pipeline.encoder_checkpointing" in (config.typed or ())
+        and config.pipeline.diffusion_model.cpu_offload
+        and not config.pipeline.encoder_checkpointing
+    ):
+        raise UserError(
+            "--pipeline.encoder-checkpointing is False; with --pipeline.diffusion-model.cpu-offload True each view is "
+            "encoded twice, as the encoder is not there any more when the gradient comes: leave one of them out"
+        )
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
     for name in ("mixed_precision", "use_grad_scaler"):

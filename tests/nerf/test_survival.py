@@ -371,6 +371,7 @@ def test_too_little_memory_at_the_first_step_is_answered_with_what_costs_least_f
         "cpu has too little memory: start again with one or more of these, the first costs least: "
         + ", ".join(
             [
+                "--pipeline.encoder-checkpointing True",
                 "--pipeline.diffusion-model.gradient-checkpointing True",
                 "--pipeline.rays-per-chunk 1024",
                 "--pipeline.guidance-dtype bfloat16",
@@ -392,12 +393,13 @@ def test_edit_that_ran_out_of_memory_under_way_goes_on_with_less(edit_config, mo
     with monkeypatch.context() as patch:
         in_step(patch, lambda step: step == 2, fail)
         message = message_of(config)
-    words = "--pipeline.diffusion-model.gradient-checkpointing True --pipeline.rays-per-chunk 1024 "
+    words = "--pipeline.encoder-checkpointing True --pipeline.diffusion-model.gradient-checkpointing True "
     assert f"goes on at step 2 with: ns-train cds --pipeline.resume-from {config.get_base_dir()} {words}" in message
     assert (
         "a new edit takes less with a smaller --pipeline.guidance-resolution or --pipeline.guidance.w-cut 0" in message
     )
     less = {"pipeline__diffusion_model__gradient_checkpointing": True, "pipeline__rays_per_chunk": 1024}
+    less |= {"pipeline__encoder_checkpointing": True}
     run(edit_config(pipeline__resume_from=config.get_base_dir(), **less))
     assert load_checkpoint(config.get_base_dir())["step"] == 3
 
