@@ -64,18 +64,20 @@ class Flags:
     """Settings that take less memory, as far as they are used."""
 
     fewer_rays: bool = False
+    encoded_twice: bool = False
     checkpointed: bool = False
     offloaded: bool = False
     no_contrast: bool = False
 
     def letters(self) -> str:
         """The settings as the table names them."""
-        used = {"r": self.fewer_rays, "c": self.checkpointed, "o": self.offloaded, "w": self.no_contrast}
-        return "".join(letter for letter, is_used in used.items() if is_used)
+        used = (self.fewer_rays, self.encoded_twice, self.checkpointed, self.offloaded, self.no_contrast)
+        return "".join(letter for letter, is_used in zip(LETTERS, used, strict=True) if is_used)
 
 
 LETTERS = {
     "r": f"--pipeline.rays-per-chunk {FEWER_RAYS}",
+    "e": "--pipeline.encoder-checkpointing True",
     "c": "--pipeline.diffusion-model.gradient-checkpointing True",
     "o": "--pipeline.diffusion-model.cpu-offload True",
     "w": "--pipeline.guidance.w-cut 0",
@@ -88,8 +90,9 @@ def choices(field: Field) -> Iterator[Flags]:
     for no_contrast in (False, True):
         for offloaded in (False, True):
             for checkpointed in (False, True):
-                for fewer_rays in rays:
-                    yield Flags(fewer_rays, checkpointed, offloaded, no_contrast)
+                for encoded_twice in (False,) if offloaded else (False, True):  # which is always so, offloaded
+                    for fewer_rays in rays:
+                        yield Flags(fewer_rays, encoded_twice, checkpointed, offloaded, no_contrast)
 
 
 def peak(measured: dict[str, Any], prior: str, size: int, field: Field, flags: Flags) -> int:
@@ -115,11 +118,12 @@ def peak(measured: dict[str, Any], prior: str, size: int, field: Field, flags: F
     field_bytes = COPIES_WHILE_EDITING * parameters
     score = step["score_dds" if flags.no_contrast else "score"]
     relevance = step["score_dds"] * 6 // 4  # as many samples at once, where that score has four
+    kept = 0 if flags.encoded_twice or flags.offloaded else step["encoder_graph"]  # for the way back
     parts = [
         (0 if flags.offloaded else unet + vae + model["text"]) + parameters,  # the prompts are embedded
         weights + field_bytes + rendering,
         (vae if flags.offloaded else weights) + field_bytes + graph + max(step["encode"], step["encode_backward"]),
-        (unet if flags.offloaded else weights) + field_bytes + graph + max(score, relevance),
+        (unet if flags.offloaded else weights) + field_bytes + graph + max(kept + score, relevance),
         weights + COPIES_IN_THE_OPTIMISER * parameters,
     ]
     return ALLOWANCE + max(parts)
@@ -130,12 +134,18 @@ def best_flags(measured: dict[str, Any], prior: str, size: int, field: Field, ti
     return next((f for f in choices(field) if peak(measured, prior, size, field, f) <= USABLE * tier * GIB), None)
 
 
-def step_in_samples(measured: dict[str, Any], prior: str, size: int, checkpointed: bool, no_contrast: bool) -> float:
+def step_in_samples(measured: dict[str, Any], prior: str, size: int, flags: Flags) -> float:
     """How many UNet samples without gradient have as many operations as a step's encoding, score and backward pass."""
     model = measured["priors"][prior]["sizes"][str(size)]
-    step = model["checkpointed" if checkpointed else "plain"]
-    score = step["score_dds_flops" if no_contrast else "score_flops"]
-    return (step["encode_flops"] + score + step["encode_backward_flops"]) / model["sample_flops"]
+    step = model["checkpointed" if flags.checkpointed else "plain"]
+    score = step["score_dds_flops" if flags.no_contrast else "score_flops"]
+    return (score + vae_flops(step, flags)) / model["sample_flops"]
+
+
+def vae_flops(step: dict[str, int], flags: Flags) -> int:
+    """What the VAE takes in a step; what was measured encodes twice."""
+    twice = step["encode_flops"] + step["encode_backward_flops"]
+    return twice if flags.encoded_twice or flags.offloaded else twice - step["encode_flops"]
 
 
 def measure() -> dict[str, Any]:
@@ -200,7 +210,7 @@ def run_step(
     """A step as the pipeline makes it, once for its bytes and once for its operations."""
     for count in (peaks, operations):
         with LiveBytes() as live:
-            # As in the pipeline: the encoder's activations are not alive while the UNet's are.
+            # As with --pipeline.encoder-checkpointing: the encoder's activations are not alive while the UNet's are.
             found, latents = count(live, lambda: checkpoint(encode, image, use_reentrant=False))
             suffix = "_flops" if count is operations else ""
             parts[f"encode{suffix}"] = found
@@ -314,11 +324,17 @@ def fields_table(measured: dict[str, Any]) -> str:
 
 
 def measured_table(measured: dict[str, Any]) -> str:
-    rows = [["prior", "view", "encode", "score", "with `c`", "with `w`", "backward to the view", "with `c`"]]
+    rows = [["prior", "view", "encode", "keep", "score", "with `c`", "with `w`", "backward to the view", "with `c`"]]
     for prior, model in measured["priors"].items():
         for size, found in model["sizes"].items():
             plain, checkpointed = found["plain"], found["checkpointed"]
-            values = [plain["encode"], plain["score"], checkpointed["score"], plain["score_dds"]]
+            values = [
+                plain["encode"],
+                plain["encoder_graph"],
+                plain["score"],
+                checkpointed["score"],
+                plain["score_dds"],
+            ]
             values += [plain["encode_backward"], checkpointed["encode_backward"]]
             rows.append([prior, f"{size} px", *(f"{value / 2**20:,.0f}" for value in values)])
     return markdown(rows, left=1)
@@ -338,15 +354,12 @@ def tier_table(measured: dict[str, Any], field: Field) -> str:
 
 
 def samples_table(measured: dict[str, Any]) -> str:
-    rows = [["prior", "view", "TFLOP a UNet sample", "a step", "with `c`", "with `w`", "of which the VAE"]]
+    rows = [["prior", "view", "TFLOP a UNet sample", "a step", "with `e`", "with `c`", "with `w`", "of which the VAE"]]
+    variants = (Flags(), Flags(encoded_twice=True), Flags(checkpointed=True), Flags(no_contrast=True))
     for prior, model in measured["priors"].items():
         for size, found in model["sizes"].items():
-            plain = found["plain"]
-            vae = (plain["encode_flops"] + plain["encode_backward_flops"]) / found["sample_flops"]
-            values = [
-                step_in_samples(measured, prior, int(size), checkpointed, no_contrast)
-                for checkpointed, no_contrast in ((False, False), (True, False), (False, True))
-            ]
+            vae = vae_flops(found["plain"], Flags()) / found["sample_flops"]
+            values = [step_in_samples(measured, prior, int(size), flags) for flags in variants]
             cells = [f"{found['sample_flops'] / 1e12:.2f}", *(f"{value:.1f}" for value in (*values, vae))]
             rows.append([prior, f"{size} px", *cells])
     return markdown(rows, left=1)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from edit_counts import ENCODE, EditCounts
 from nerfstudio.field_components.encodings import HashEncoding
 from small_edit import edit_config_for, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mistakes import message_of
 
 from cds_nerf.nerf import compatibility, progress
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from edit_counts import ENCODE, EditCounts
 
 
 @pytest.mark.slow
@@ -45,7 +40,7 @@ def test_step_waits_once_for_the_device_and_encodes_once(request, diffusion_fold
     assert reads.keys() <= in_the_strip and reads.total() < 10, reads  # of which there is one
     _, *steps, _ = counts.steps  # the first has the strip
     assert [tally.counts["encode"][ENCODE] for tally in steps] == [1, 1, 1]
-    assert not any(tally.counts["backward"][ENCODE] for tally in steps)
+    assert not any(tally.counts["backward"][ENCODE] for tally in steps if "backward" in tally.counts)
     events = EventAccumulator(str(config.get_base_dir())).Reload()
     assert [event.step for event in events.Scalars("Train Loss Dict/dds_loss")] == [0, 1, 2, 3, 4]
 
