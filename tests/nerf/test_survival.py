@@ -226,9 +226,7 @@ def in_the_last_step(patch: pytest.MonkeyPatch) -> None:
     in_step(patch, lambda step: step == 4, terminate)
 
 
-def before(
-    patch: pytest.MonkeyPatch, where: type, name: str, call: int, ends: signal.Signals = signal.SIGTERM
-) -> None:
+def before(patch: pytest.MonkeyPatch, where: type, name: str, call: int, ends: signal.Signals = signal.SIGTERM) -> None:
     """A signal comes as a method is called for the n-th time."""
     method, calls = getattr(where, name), iter(range(1000))
 
@@ -346,7 +344,7 @@ def test_source_that_is_terminated_is_saved_too(capture, tmp_path, monkeypatch):
 def test_source_that_is_interrupted_says_so_without_a_traceback(capture, tmp_path, monkeypatch):
     """nerfstudio's launcher would answer a KeyboardInterrupt with a traceback and exit status 0."""
     before(monkeypatch, SafeTrainer, "train_iteration", 2, signal.SIGINT)
-    with pytest.raises(Interrupted, match="^interrupted; it has no checkpoint yet, and begins anew$"):
+    with pytest.raises(Interrupted, match=r"^interrupted; it has no checkpoint yet, and begins anew$"):
         train_source(fresh(cds_source.config), capture, tmp_path)
 
 
