@@ -389,9 +389,12 @@ class CDSPipeline(VanillaPipeline):
         if before == values:
             return
         self._set(values)
-        if self._asked_of_views(before) != self._asked_of_views(values):
+        has_other_prompts = self._asked_of_views(before) != self._asked_of_views(values)
+        if has_other_prompts:
             self._embed_prompts()
         self.region = self._make_region()
+        if has_other_prompts and self.region is not None:
+            self._look_at_views(self.region, step)
 
     def _set(self, values: Mapping[str, Any]) -> None:
         for path, value in values.items():
@@ -430,11 +433,17 @@ class CDSPipeline(VanillaPipeline):
             self.source.latents(index)
         if self.region is None:
             return
-        for index in progress_bar(own, "Region", unit="view"):
-            self.region.look_at(index)
-        self.devices.exchange(None)  # all have been looked at
+        self._look_at_views(self.region, step=0)
         for index in own:
             self.region.of_view(index, step=0)
+
+    def _look_at_views(self, region: Region, step: int) -> None:
+        """Measure what a region needs of the views that have a say before a step, each device its share of them."""
+        for index in progress_bar(
+            region.prepare(step)[self.devices.rank :: self.devices.number], "Region", unit="view"
+        ):
+            region.look_at(index)
+        self.devices.exchange(None)  # all have been looked at
 
     def _make_region(self) -> Region | None:
         """Where the edit may act under the prompts that there are now; None for anywhere."""

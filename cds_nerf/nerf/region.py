@@ -136,10 +136,10 @@ class Region:
         self.terms = self.config.terms()
         self.own_masks = self._find_masks() if any(kind == "masks" for _, kind in self.terms) else None
 
-    def prepare(self) -> list[int]:
-        """The views that are looked at before the first step: those that have a say, for kinds that are gathered."""
+    def prepare(self, step: int = 0) -> list[int]:
+        """The views that are looked at before a step: those that have a say, for kinds that are gathered."""
         gathered = any(kind in ("auto", "text") for _, kind in self.terms)
-        return list(self.order[: SAMPLE_SIZES[0]] if gathered else self.order[:1])
+        return list(self.order[: self._sample_size(step) if gathered else 1])
 
     def look_at(self, index: int) -> None:
         """Measure what is gathered of a view, where that has not been done; other processes find it in the folder."""

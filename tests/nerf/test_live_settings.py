@@ -91,10 +91,11 @@ def test_log_says_what_each_change_set_with_its_step(changed_edit):
     }
 
 
-def test_new_prompt_makes_the_relevance_anew(edit_config, monkeypatch):
-    press_before(monkeypatch, {1: {"target_prompt": "a photo of a lion"}})
-    config = edit_config(max_num_iterations=2)
+def test_new_prompt_makes_the_relevance_anew_on_a_bar(edit_config, monkeypatch, capsys):
+    press_before(monkeypatch, {1: {"target_prompt": "a photo of a lion"}, 2: {"guidance.w_cut": "1"}})
+    config = edit_config(max_num_iterations=3)
     run(config)
+    assert capsys.readouterr().err.count("Region: 7/7 (100 %)") == 2  # before the first step, and with the new prompt
     folders = {path.name for path in (config.get_base_dir() / "source" / "measured").iterdir()}
     assert "auto" in folders and len([name for name in folders if name.startswith("auto-")]) == 1
 
