@@ -77,8 +77,8 @@ class LiveTrainer(FiniteStepsTrainer):
             return outputs
         try:
             return with_edit_outputs(outputs, self.pipeline, camera, box, chosen)
-        except (UserError, FloatingPointError) as error:
-            self.pipeline.live_edit.field_message.say(f"**Not shown:** {error}")
+        except Exception as error:
+            self.pipeline.live_edit.field_message.say(f"**Not shown:** {_told(error)}")
             return with_edit_outputs(outputs, self.pipeline, camera, box, chosen=())
 
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
@@ -124,12 +124,8 @@ class LiveTrainer(FiniteStepsTrainer):
             request = panel.requests.popleft()
             try:
                 said = self._meet(request, step)
-            except (UserError, FloatingPointError) as error:
-                said = f"**Not done:** {error}"
-            except (OSError, RuntimeError, MemoryError) as error:
-                if (failure := write_failure(error)) is None and not is_out_of_memory(error):
-                    raise
-                said = f"**Not done:** {failure or first_line(error)}"
+            except Exception as error:
+                said = f"**Not done:** {_told(error)}"
             panel.field_message.say(said)
 
     def _meet(self, request: Request, step: int) -> str:
@@ -170,3 +166,16 @@ class LiveTrainer(FiniteStepsTrainer):
         if self.renders:
             self.pipeline.live_edit.close("The edit is done: its checkpoint, views and video are in its folder.")
         super()._after_train()
+
+
+def _told(error: Exception) -> str:
+    """What the panel says of a mistake, a limit of the machine's, or what is not finite.
+
+    Raises:
+        Exception: the error, if it is none of these.
+    """
+    if isinstance(error, UserError | FloatingPointError):
+        return str(error)
+    if (failure := write_failure(error)) is None and not is_out_of_memory(error):
+        raise error
+    return failure or first_line(error)

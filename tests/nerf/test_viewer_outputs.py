@@ -110,14 +110,17 @@ def test_source_is_not_rendered_where_it_is_not_chosen(browser, monkeypatch):
     assert rendered.count(model) == 1
 
 
-def test_source_that_cannot_be_read_is_told_in_the_panel(browser, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [UserError("the checkpoint is not there"), torch.cuda.OutOfMemoryError("CUDA out of memory\nTried 1 GiB")]
+)
+def test_source_that_cannot_be_had_is_told_in_the_panel(browser, monkeypatch, error):
     def cannot(self: CDSPipeline) -> None:
-        raise UserError("the checkpoint is not there")
+        raise error
 
     monkeypatch.setattr(CDSPipeline, "unedited", property(cannot))
     outputs = browser.see("source")
     assert torch.equal(outputs["source"], outputs["rgb"])
-    assert browser.trainer.pipeline.live_edit.field_message.text == "**Not shown:** the checkpoint is not there"
+    assert browser.trainer.pipeline.live_edit.field_message.text == f"**Not shown:** {str(error).splitlines()[0]}"
 
 
 def test_crop_and_background_are_the_same_in_the_source(browser):
