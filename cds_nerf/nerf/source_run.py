@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,10 @@ def run_of(place: Path) -> tuple[Path, Path]:
     )
 
 
+LAST_SETTING = "vis"
+"""With which a config.yml ends, whose settings are sorted: one that is cut off may be as good YAML as a whole one."""
+
+
 def read_run_config(directory: Path, exactly: bool = False) -> TrainerConfig:
     """The `config.yml` of a run folder; nothing in it is executed (see `config_loader`).
 
@@ -169,6 +174,8 @@ def read_run_config(directory: Path, exactly: bool = False) -> TrainerConfig:
             f"{path} is missing: it says how the run's model is built; give the run folder, or its nerfstudio_models"
         )
     config, left_out = load_config(path)
+    if exactly and not re.search(rf"^{LAST_SETTING}:", path.read_text("utf8"), re.MULTILINE):
+        raise UserError(f"{path} cannot be read (it ends before its {LAST_SETTING}): is it whole?")
     if not isinstance(config, TrainerConfig):
         what = f", but {absent}: {WAY_OUT}" if (absent := absent_in(config)) else ""
         raise UserError(f"{path} is not the configuration of a nerfstudio run{what}")
