@@ -68,7 +68,7 @@ COUNTS = {
 
 
 class Tally:
-    """Seconds and counts of one stretch of an edit, by its parts."""
+    """CPU seconds, of all threads, and counts of one stretch of an edit, by its parts."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -98,7 +98,7 @@ class EditCounts:
         self._waits = DeviceWaits(lambda kind: self._count(kind, 1)) if waits else None
         self._now = self.before
         self._part = OTHER
-        self._since = time.perf_counter()
+        self._since = time.process_time()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -140,7 +140,7 @@ class EditCounts:
         return run
 
     def _enter(self, part: str) -> None:
-        now = time.perf_counter()
+        now = time.process_time()
         self._now.seconds[self._part] += now - self._since
         self._part, self._since = part, now
 

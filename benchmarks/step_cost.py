@@ -6,10 +6,10 @@
 The first makes small edits of untrained fields with the bundled diffusion model: one step split into its parts, in
 seconds and in counts, and the same for larger views, more of them, more draws and views a step, and other fields. The
 second counts a whole edit with a tiny diffusion model and a tiny field: numbers of views and steps decide the counts,
-and neither what the models say nor how large they are. It takes a quarter of an hour.
+and neither what the models say nor how large they are. Waits for the device, which cost time to count, are left out.
 
-Times are those of this machine. Counts are the same on all: benchmarks/edit_counts.py says what each of them is, and
-benchmarks/device_waits.py where the host would wait for a GPU.
+Times are CPU seconds of this machine, so that what else it does counts for little. Counts are the same on all:
+benchmarks/edit_counts.py says what each of them is, and benchmarks/device_waits.py where the host would wait for a GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from edit_counts import (
     OTHER,
     PHASES,
     RAYS,
-    READS,
-    SENDS,
     UNET,
     EditCounts,
 )
@@ -139,7 +137,7 @@ class StepCostBenchmark:
             orbit_frames=self.orbit_frames,
         )
         with tempfile.TemporaryDirectory() as folder:
-            counts = edit(setting, Path(folder), tiny_prior=True)
+            counts = edit(setting, Path(folder), tiny_prior=True, waits=False)
         print(f"{self.views} views, {self.steps} steps\n")
         print_stages(counts)
         relevance = RELEVANCE_BEFORE * self.views
@@ -151,18 +149,17 @@ class StepCostBenchmark:
     def _small_edits(self) -> None:
         names = self.only or tuple(VARIANTS)
         with tempfile.TemporaryDirectory() as folder:
-            found = {name: edit(VARIANTS[name], Path(folder)) for name in names}
             # Counting waits takes time of its own, and what is timed must not know of it.
+            first = edit(VARIANTS[names[0]], Path(folder))
             timed = {name: edit(VARIANTS[name], Path(folder), waits=False) for name in names}
         print(f"{torch.get_num_threads()} thread(s)\n\n**One step**, {names[0]}\n")
-        print_split(found[names[0]], timed[names[0]])
+        print_split(first, timed[names[0]])
         print("\n**The whole edit**\n")
-        print_stages(found[names[0]])
+        print_stages(first)
         print("\n**How a step grows**\n")
-        print_growth(found, timed)
+        print_growth(timed)
         if self.places:
             print("\nwaits in the steps:")
-            first = found[names[0]]
             for (kind, place), times in first.places.most_common():
                 print(f"{times / len(first.steps):8.1f} {kind} a step at {place}")
 
@@ -237,16 +234,16 @@ def print_stages(counts: EditCounts) -> None:
             row(what, number(before), number(steps), number(steps / len(counts.steps)), number(after))
 
 
-def print_growth(found: dict[str, EditCounts], timed: dict[str, EditCounts]) -> None:
+def print_growth(timed: dict[str, EditCounts]) -> None:
     """A row for each edit: what comes before its first step, the seconds of a step's parts, and its counts."""
     parts = ("render", "encode", "score", "backward", "optimiser")
-    shown = (UNET, ENCODE, RAYS, GAUSSIANS, READS, SENDS)
+    shown = (UNET, ENCODE, RAYS, GAUSSIANS)
     header("", "before: s", UNET, "a step: s", *parts, *shown)
-    for name, counts in found.items():
-        before, steps = timed[name].before, timed[name].steps[1:]
+    for name, counts in timed.items():
+        before, steps = counts.before, counts.steps[1:]
         seconds = [statistics.median(step.seconds[part] for step in steps) for part in parts]
         every = statistics.median(sum(step.seconds.values()) for step in steps)
-        totals = [mean(step.total(what) for step in counts.steps[1:]) for what in shown]
+        totals = [mean(step.total(what) for step in steps) for what in shown]
         texts = [f"{value:.2f}" for value in (every, *seconds)]
         row(name, f"{sum(before.seconds.values()):.1f}", number(before.total(UNET)), *texts, *map(number, totals))
 
