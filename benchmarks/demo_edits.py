@@ -8,10 +8,7 @@ of the contrastive loss; what is done is kept. The table has the mean over the s
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +16,12 @@ from typing import Literal
 
 import torch
 import tyro
-import yaml
+from demo_runs import Quality, demo_folder, demo_quality
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from cds_nerf.evaluation.fidelity import psnr
-from cds_nerf.shapes.dataset import edit_name
-from cds_nerf.shapes.demo import BUNDLED_RECIPE, SPLAT_RECIPE
 
-SOURCE = "a photo of a red cube on a wooden floor"
-RECIPES = {"nerf": BUNDLED_RECIPE, "splats": SPLAT_RECIPE}
-"""What the demo follows, by its --field."""
 COLUMNS = {
     "psnr": ("PSNR to the true edit, dB", ".1f"),
     "psnr_outside": ("outside the object, dB", ".1f"),
@@ -62,7 +54,6 @@ class DemoEditsBenchmark:
 
     def run(self) -> None:
         """Run what is not there, and print a table."""
-        self.output.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(self.processes) as pool:
             list(pool.map(self._edits_of_a_scene, [(kind, seed) for kind in self.fields for seed in self.seeds]))
         print(f"| edit | field | {' | '.join(heading for heading, _ in COLUMNS.values())} |")
@@ -73,44 +64,23 @@ class DemoEditsBenchmark:
                 for w_cut in self.w_cuts:
                     self._print_row(target, kind, f"`w_cut` {w_cut:g}", "after", w_cut)
         for kind in self.fields:
-            sources = [_held_out_psnr(self._folder(kind, seed)) for seed in self.seeds]
+            sources = [_held_out_psnr(demo_folder(self.output, kind, seed)) for seed in self.seeds]
             print(f"\nthe unedited {kind} to the scene: {_cell(sources, '.1f')} dB")
 
     def _edits_of_a_scene(self, scene: tuple[str, int]) -> None:
         """All of a scene's edits, one after the other, since they share their source."""
         for w_cut in self.w_cuts:
             for target in self.targets:
-                self._demo(*scene, target, w_cut)
-
-    def _demo(self, kind: str, seed: int, target: str, w_cut: float) -> None:
-        result = self._result(kind, seed, target, w_cut)
-        if result.exists():
-            return
-        recipe = yaml.safe_load(RECIPES[kind].read_text("utf8"))
-        recipe |= {"name": result.parent.name, "edit": recipe["edit"] | {"pipeline.guidance.w-cut": w_cut}}
-        own = self.output / f"{kind}-{seed}-{result.parent.name}.yaml"
-        own.write_text(yaml.safe_dump(recipe), "utf8")
-        words = ["--source", SOURCE, "--target", target, "--seed", str(seed), "--recipe", str(own)]
-        with own.with_suffix(".log").open("w") as log:
-            subprocess.run(
-                [sys.executable, "-m", "cds_nerf.cli", "demo", *words, "--output", str(self._folder(kind, seed))],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-                check=True,
-            )
+                self._quality(*scene, target, w_cut)
 
     def _print_row(self, target: str, kind: str, name: str, when: str, w_cut: float) -> None:
-        found = [json.loads(self._result(kind, seed, target, w_cut).read_text("utf8"))[when] for seed in self.seeds]
+        found = [self._quality(kind, seed, target, w_cut)[when] for seed in self.seeds]
         cells = [_cell([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
         edit = target.removeprefix("a photo of ").removesuffix(" on a wooden floor")
         print(f"| {edit} | {kind}, {name} | {' | '.join(cells)} |")
 
-    def _folder(self, kind: str, seed: int) -> Path:
-        return self.output / f"{kind}-{seed}"
-
-    def _result(self, kind: str, seed: int, target: str, w_cut: float) -> Path:
-        return self._folder(kind, seed) / f"{edit_name(target)}-w-cut-{w_cut:g}" / "quality.json"
+    def _quality(self, kind: str, seed: int, target: str, w_cut: float) -> Quality:
+        return demo_quality(self.output, kind, seed, target, f"w-cut-{w_cut:g}", {"pipeline.guidance.w-cut": w_cut})
 
 
 def _held_out_psnr(folder: Path) -> float:

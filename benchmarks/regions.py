@@ -1,0 +1,108 @@
+"""What each kind of region keeps of the surroundings: the demo's colour edit, its region made in every way.
+
+    python benchmarks/regions.py [--seeds 0 1 2] [--fields splats nerf] [--output outputs/regions]
+
+Each seed is another scene of the same caption. Everything is as `cds-nerf demo` does it, but for the region; what is
+done is kept. The table has the mean over the seeds, and the worst of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from demo_runs import Quality, demo_folder, demo_quality
+from viser.transforms import SO3
+
+from cds_nerf.shapes.dataset import Capture
+
+TARGET = "a photo of a blue cube on a wooden floor"
+KINDS = ("auto", "text", "masks", "box", "none")
+"""Of regions, in the table's order."""
+
+
+@dataclass
+class RegionsBenchmark:
+    """Run the demo's colour edit with every kind of region."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the demo."""
+    fields: tuple[Literal["nerf", "splats"], ...] = ("splats", "nerf")
+    """As in the demo's --field."""
+    output: Path = Path("outputs/regions")
+    """Folder for everything."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Demos that run at a time, one thread each."""
+
+    def run(self) -> None:
+        """Run what is not there, and print a table."""
+        scenes = [(kind, seed) for kind in self.fields for seed in self.seeds]
+        with ThreadPoolExecutor(self.processes) as pool:
+            found = dict(zip(scenes, pool.map(lambda scene: dict(self._edits(*scene)), scenes), strict=True))
+        print(
+            "| field | region | outside, dB | lost of the unedited, dB | PSNR to the true edit, dB | shows the target |"
+        )
+        print("| --- | --- | ---: | ---: | ---: | ---: |")
+        for kind in self.fields:
+            for region in KINDS:
+                edits = [found[kind, seed][region] for seed in self.seeds]
+                after = [edit["after"] for edit in edits]
+                lost = [edit["before"]["psnr_outside"] - edit["after"]["psnr_outside"] for edit in edits]
+                cells = [
+                    _cell([one["psnr_outside"] for one in after], ".1f", min),
+                    _cell(lost, ".1f", max),
+                    _cell([one["psnr"] for one in after], ".1f", min),
+                    _cell([one["with_target"] for one in after], ".0%", min),
+                ]
+                print(f"| {kind} | {region} | {' | '.join(cells)} |")
+
+    def _edits(self, kind: str, seed: int) -> Iterator[tuple[str, Quality]]:
+        """Of one scene, one after the other, since they share their source; the first reconstructs it."""
+        folder = demo_folder(self.output, kind, seed)
+        for region in KINDS:
+            settings: dict[str, Any] = {}
+            if region != "auto":
+                settings = {"pipeline.region.kind": region, **self._settings(region, folder)}
+            if region not in ("auto", "text"):  # the others have no ramp
+                settings["pipeline.region.ramp"] = None
+            yield region, demo_quality(self.output, kind, seed, TARGET, region, settings)
+
+    def _settings(self, region: str, folder: Path) -> dict[str, Any]:
+        if region == "text":
+            return {"pipeline.region.text": "a red cube"}
+        if region == "masks":
+            return {"pipeline.region.masks": str((folder / "scene" / "masks").resolve())}
+        return _box(folder) if region == "box" else {}
+
+
+def _box(folder: Path) -> dict[str, Any]:
+    """A box a tenth larger than the cube, in the coordinates of the reconstruction."""
+    capture = Capture(**json.loads((folder / "scene" / "scene.json").read_text("utf8")))
+    scene = capture.scene()
+    (path,) = folder.glob("*/run/dataparser_transforms.json")
+    transforms = json.loads(path.read_text("utf8"))
+    to_field = torch.tensor(transforms["transform"])
+    half = 0.47 * scene.size
+    center = transforms["scale"] * (to_field[:, :3] @ torch.tensor([0.0, 0.0, half]) + to_field[:, 3])
+    turn = SO3.from_matrix(to_field[:, :3].numpy()) @ SO3.from_z_radians(scene.heading)
+    angles = turn.as_rpy_radians()
+    return {
+        "pipeline.region.box-center": center.tolist(),
+        "pipeline.region.box-rotation": [float(angles.roll), float(angles.pitch), float(angles.yaw)],
+        "pipeline.region.box-scale": [2.2 * half * transforms["scale"]] * 3,
+    }
+
+
+def _cell(values: list[float], form: str, worst: Any) -> str:
+    return f"{sum(values) / len(values):{form}} ({worst(values):{form}})"
+
+
+if __name__ == "__main__":
+    tyro.cli(RegionsBenchmark).run()
