@@ -89,6 +89,7 @@ class LiveTrainer(FiniteStepsTrainer):
                 process has ended.
         """
         if self.devices.is_first:
+            self.pipeline.live_edit.follow(self.pipeline.live.at(step))
             if self.pipeline.live.returns_at(step):
                 self._return_to_source()
             self._meet_requests(step)

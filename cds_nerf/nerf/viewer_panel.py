@@ -112,6 +112,11 @@ class LivePanel(nn.Module):
             if field.value != self._shown[path]:
                 field.value = self._shown[path]
 
+    def follow(self, values: Mapping[str, Any]) -> None:
+        """Show what is set if it is not what was shown, as where a log sets it; else what is being typed stays."""
+        if any(self._shown[path] != str(values[path]) for path in LIVE_SETTINGS):
+            self.show(values)
+
     def take(self, button: ViewerButton) -> None:
         """Change what was typed; what is wrong with it is shown, and all stays as it was."""
         self._pressed = None
@@ -133,6 +138,7 @@ class LivePanel(nn.Module):
         self._pressed = None if is_sure else request
         if is_sure:
             self.field_message.say(f"{request.value}: when the step is done.")
-            self.requests.append(request)
+            if request not in self.requests:
+                self.requests.append(request)
         else:
             self.field_message.say(f"**{request.question}**")

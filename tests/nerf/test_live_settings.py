@@ -55,7 +55,8 @@ def changed_edit(edit_config, monkeypatch) -> Path:
 
 def test_edit_with_the_log_of_another_ends_in_the_same_field(edit_config, changed_edit):
     repeated = edit_config(max_num_iterations=5, timestamp="repeated", pipeline__live_changes=changed_edit / LOG)
-    run(repeated)
+    panel = run(repeated).pipeline.live_edit
+    assert [panel._fields[path].value for path in ("target_prompt", "guidance.score")] == ["a photo of a lion", "pds"]
     assert (repeated.get_base_dir() / LOG).read_text() == (changed_edit / LOG).read_text()
     assert_equal_states(load_checkpoint(repeated.get_base_dir()), load_checkpoint(changed_edit))
     plain = edit_config(max_num_iterations=5, timestamp="plain")
