@@ -174,7 +174,8 @@ class CDSTrainer(LiveTrainer):
         self.devices.exchange(None)
 
     def _after_train(self) -> None:
-        self.devices.exchange(None)  # so that none has ended while another still sums with it
+        with self.between_steps(self.step + 1):
+            self.devices.exchange(None)  # so that none has ended while another still sums with it
         super()._after_train()
 
     def undo(self) -> Callable[[], None]:
