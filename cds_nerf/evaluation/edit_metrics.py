@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,12 @@ METRICS = {
     "clip_accuracy": "CLIP accuracy: share nearer to the target prompt",
     "lpips": "LPIPS to the source (lower: nearer)",
     "structure_distance": "DINO structure distance to the source (lower: nearer)",
+    "true_psnr": "PSNR to the true edit, dB",
+    "true_psnr_outside": "PSNR to the true edit outside of the object, dB",
+    "shows_target": "shows all of the target's words, share of the views",
+    "keeps_rest": "keeps the words that stay, share of the views",
+    "silhouette": "overlap of the object's silhouette with the true one",
+    "detail": "correlation of the object's pattern with the true one",
 }
 """What each metric is, as tables say it."""
 
@@ -66,6 +72,8 @@ class EditedViews:
     """The views with their cameras and depths, where they are of a field."""
     posed_after: Sequence[PosedView] = ()
     """Likewise of the edited field."""
+    against_truth: Mapping[str, list[float]] = field(default_factory=dict)
+    """Metrics by name, a value for each view, where the true edit is known."""
 
 
 @dataclass
@@ -148,6 +156,7 @@ def measure(views: EditedViews, judges: Judges) -> dict[str, list[float]]:
         values["structure_distance"] = [
             judges.structure(before, after).item() for before, after in zip(views.before, views.after, strict=True)
         ]
+    values |= views.against_truth
     return {name: values[name] for name in METRICS if name in values}
 
 

@@ -23,6 +23,7 @@ from cds_nerf.nerf.held_out import open_run
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.pictures import read_mask
 from cds_nerf.progress import progress_bar
+from cds_nerf.report.true_edit import against_true_edit
 
 RELEVANCE_VIEWS = 8
 """How many of the nearest training views say where in a view the edit may act."""
@@ -59,7 +60,13 @@ def render_edited_run(run: Path, orbit: int = 0, camera_path: Path | None = None
         target_prompt=pipeline.config.target_prompt,
         posed_before=before,
         posed_after=after,
+        against_truth={} if orbit or camera_path else _against_truth(pipeline, after),
     )
+
+
+def _against_truth(pipeline: CDSPipeline, after: Sequence[PosedView]) -> dict[str, list[float]]:
+    photographs = pipeline.datamanager.eval_dataset.image_filenames
+    return against_true_edit([view.image for view in after], photographs, pipeline.config.target_prompt)
 
 
 def _cameras(pipeline: CDSPipeline, orbit: int, camera_path: Path | None) -> tuple[list[Cameras], list[str]]:
