@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
+from pathlib import Path
 
 from nerfstudio.viewer.viewer_elements import ViewerElement
 from PIL import Image
@@ -26,7 +27,8 @@ class Picture(ViewerElement[str]):
         self._markdown: GuiMarkdownHandle | None = None
 
     def _create_gui_handle(self, viser_server: ViserServer) -> None:
-        self._markdown = viser_server.gui.add_markdown("")
+        root = Path()  # without one viser warns of each picture, although these need none
+        self._markdown = viser_server.gui.add_markdown("", image_root=root)
 
     def install(self, viser_server: ViserServer) -> None:
         """Make its place."""

@@ -95,7 +95,7 @@ def test_curves_of_a_resumed_edit_go_on(edit_config, monkeypatch):
 
 
 @pytest.mark.parametrize("watched", [True, False])
-def test_viewer_has_pictures_while_somebody_watches_at_most_twice_a_second(edit_config, monkeypatch, watched):
+def test_viewer_has_pictures_while_somebody_watches_at_most_twice_a_second(edit_config, monkeypatch, recwarn, watched):
     shown: dict[str, list[float]] = {}
     show = Picture.show
 
@@ -112,6 +112,7 @@ def test_viewer_has_pictures_while_somebody_watches_at_most_twice_a_second(edit_
     monkeypatch.setattr(trainer.viewer_state.viser_server, "get_clients", lambda: {0: None} if watched else {})
     trainer.train()
     trainer.viewer_state.viser_server.stop()
+    assert not [str(warning.message) for warning in recwarn if "image" in str(warning.message)]
     strips = shown.pop("Source, edit and gradient of the first view")
     assert len(strips) == 2
     if not watched:
