@@ -47,9 +47,11 @@ def assert_close_states(one: Any, other: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["source_run", "splat_run"])
-def test_edit_on_two_devices_is_that_of_two_views_a_step_and_goes_on_on_one(
-    request, diffusion_folder, tmp_path, monkeypatch, source
+@pytest.mark.parametrize(
+    ("source", "first", "then"), [("source_run", 2, 1), ("splat_run", 2, 1), ("source_run", 1, 2), ("splat_run", 1, 2)]
+)
+def test_edit_on_two_devices_is_that_of_two_views_a_step_and_goes_on_on_one_or_begins_there(
+    request, diffusion_folder, tmp_path, monkeypatch, source, first, then
 ):
     """With what all have to know alike: the strengths of gradients, which Gaussians are to grow, live changes."""
 
@@ -63,14 +65,14 @@ def test_edit_on_two_devices_is_that_of_two_views_a_step_and_goes_on_on_one(
     settings |= GROWING if source == "splat_run" else {}
     one = make(timestamp="one", pipeline__views_per_step=2, **settings)
     run(one)
-    two = make(timestamp="two", **TWO_DEVICES, **settings)
+    two = make(timestamp="two", machine__num_devices=first, pipeline__views_per_step=2 // first, **settings)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_at(patch, 3)
         run(two)
     assert not multiprocessing.active_children()
     folder = two.get_base_dir()
     assert load_checkpoint(folder)["step"] == 2
-    run(make(pipeline__resume_from=folder, machine__num_devices=1))
+    run(make(pipeline__resume_from=folder, machine__num_devices=then))
     assert_close_states(load_checkpoint(folder)["pipeline"], load_checkpoint(one.get_base_dir())["pipeline"])
 
 
