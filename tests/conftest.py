@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # nerfstudio takes seconds to import, and most tests need it 
     from cds_nerf.nerf.trainer import CDSTrainerConfig
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 MakeDiffusion = Callable[..., LatentDiffusion]
 
 

@@ -64,4 +64,4 @@ def _run(words: list[str], folder: Path, log: Path, changes: Path, at: int | Non
 
     torch.save = save_or_die
     sys.addaudithook(watch)
-    ns_commands._run(words, folder, log)
+    ns_commands._run(words, folder, log, dict(os.environ))
