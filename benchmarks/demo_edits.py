@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 import tyro
-from demo_runs import Quality, demo_folder, demo_quality
+from demo_runs import Quality, demo_folder, demo_quality, mean_and_worst
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
@@ -65,7 +65,7 @@ class DemoEditsBenchmark:
                     self._print_row(target, kind, f"`w_cut` {w_cut:g}", "after", w_cut)
         for kind in self.fields:
             sources = [_held_out_psnr(demo_folder(self.output, kind, seed)) for seed in self.seeds]
-            print(f"\nthe unedited {kind} to the scene: {_cell(sources, '.1f')} dB")
+            print(f"\nthe unedited {kind} to the scene: {mean_and_worst(sources, '.1f')} dB")
 
     def _edits_of_a_scene(self, scene: tuple[str, int]) -> None:
         """All of a scene's edits, one after the other, since they share their source."""
@@ -75,7 +75,7 @@ class DemoEditsBenchmark:
 
     def _print_row(self, target: str, kind: str, name: str, when: str, w_cut: float) -> None:
         found = [self._quality(kind, seed, target, w_cut)[when] for seed in self.seeds]
-        cells = [_cell([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
+        cells = [mean_and_worst([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
         edit = target.removeprefix("a photo of ").removesuffix(" on a wooden floor")
         print(f"| {edit} | {kind}, {name} | {' | '.join(cells)} |")
 
@@ -89,10 +89,6 @@ def _held_out_psnr(folder: Path) -> float:
     places = [pictures, [folder / "scene" / "images" / picture.name for picture in pictures]]
     views, truth = (torch.stack([to_tensor(Image.open(path)) for path in paths]) for paths in places)
     return psnr(views, truth).mean().item()
-
-
-def _cell(values: list[float], form: str) -> str:
-    return f"{sum(values) / len(values):{form}} ({min(values):{form}})"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ RECIPES = {"nerf": BUNDLED_RECIPE, "splats": SPLAT_RECIPE}
 """What the demo follows, by its --field."""
 Quality = dict[str, dict[str, float]]
 """The measures of `SceneQuality` by name, "before" and "after" the edit."""
+
+
+def mean_and_worst(values: Sequence[float], form: str, worst: Callable[[Sequence[float]], float] = min) -> str:
+    """A cell of a table: the mean over the seeds, and the worst of them in brackets."""
+    return f"{sum(values) / len(values):{form}} ({worst(values):{form}})"
 
 
 def demo_folder(output: Path, kind: str, seed: int) -> Path:

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from diffusers.utils.logging import set_verbosity_error
 from guidance_cost import MIB, seconds, stable_diffusion_sized
 from peak_memory import peak_memory
+from prior_architectures import AUTOENCODER, CLIP_L
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -70,15 +71,8 @@ def parse_arguments() -> argparse.Namespace:
 def model(device: torch.device, dtype: torch.dtype, image_size: int) -> LatentDiffusion:
     diffusion = stable_diffusion_sized(device, dtype)
     with device:
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=image_size // 2,  # the size of a tile
-        )
-        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        vae = AutoencoderKL(**AUTOENCODER, sample_size=image_size // 2)  # the size of a tile
+        text_encoder = CLIPTextModel(CLIPTextConfig(**CLIP_L))
     diffusion.vae = vae.to(dtype).eval().requires_grad_(False)
     diffusion.text_encoder = text_encoder.to(dtype)
     return diffusion

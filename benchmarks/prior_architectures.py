@@ -26,6 +26,14 @@ OPENCLIP_G = {
     "num_attention_heads": 20,
     "projection_dim": 1280,
 }
+AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+"""Of `AutoencoderKL`, in all of them."""
 TOKENS = 77
 
 
@@ -56,14 +64,7 @@ class Architecture:
         with default_dtype(torch.float16):
             unet = UNet2DConditionModel(**defaults | self.unet)
         with default_dtype(self.vae_dtype):
-            vae = AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                latent_channels=4,
-                sample_size=512,
-            )
+            vae = AutoencoderKL(**AUTOENCODER, sample_size=512)
         text_parameters = 0
         for config in self.text_encoders:
             kind = CLIPTextModelWithProjection if "projection_dim" in config else CLIPTextModel

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from demo_runs import Quality, demo_folder, demo_quality
+from demo_runs import Quality, demo_folder, demo_quality, mean_and_worst
 from viser.transforms import SO3
 
 from cds_nerf.shapes.dataset import Capture
@@ -56,10 +56,10 @@ class RegionsBenchmark:
                 after = [edit["after"] for edit in edits]
                 lost = [edit["before"]["psnr_outside"] - edit["after"]["psnr_outside"] for edit in edits]
                 cells = [
-                    _cell([one["psnr_outside"] for one in after], ".1f", min),
-                    _cell(lost, ".1f", max),
-                    _cell([one["psnr"] for one in after], ".1f", min),
-                    _cell([one["with_target"] for one in after], ".0%", min),
+                    mean_and_worst([one["psnr_outside"] for one in after], ".1f", min),
+                    mean_and_worst(lost, ".1f", max),
+                    mean_and_worst([one["psnr"] for one in after], ".1f", min),
+                    mean_and_worst([one["with_target"] for one in after], ".0%", min),
                 ]
                 print(f"| {kind} | {region} | {' | '.join(cells)} |")
 
@@ -98,10 +98,6 @@ def _box(folder: Path) -> dict[str, Any]:
         "pipeline.region.box-rotation": [float(angles.roll), float(angles.pitch), float(angles.yaw)],
         "pipeline.region.box-scale": [2.2 * half * transforms["scale"]] * 3,
     }
-
-
-def _cell(values: list[float], form: str, worst: Any) -> str:
-    return f"{sum(values) / len(values):{form}} ({worst(values):{form}})"
 
 
 if __name__ == "__main__":

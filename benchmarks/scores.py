@@ -185,10 +185,7 @@ class ScoresBenchmark:
             for step, latents in kept:
                 image = self.diffusion.decode(latents)
                 seen = self.judge.classify(image)
-                right = [
-                    all(words[name] == getattr(scene, name) for name in ATTRIBUTES)
-                    for words, scene in zip(seen, cases.targets, strict=True)
-                ]
+                right = [words == scene.words for words, scene in zip(seen, cases.targets, strict=True)]
                 yield {
                     "step": step,
                     "success": sum(right) / len(right),

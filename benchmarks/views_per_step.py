@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from demo_edits import COLUMNS, _cell
-from demo_runs import demo_quality
+from demo_edits import COLUMNS
+from demo_runs import Quality, demo_quality, mean_and_worst
 
 
 @dataclass
@@ -47,7 +47,7 @@ class ViewsPerStepBenchmark:
         for steps in self.steps:
             for views in self.views:
                 found = [self._quality(seed, steps, views)["after"] for seed in self.seeds]
-                cells = [_cell([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
+                cells = [mean_and_worst([one[key] for one in found], form) for key, (_, form) in COLUMNS.items()]
                 print(f"| {steps} | {views} | {steps * views} | {' | '.join(cells)} |", flush=True)
 
     def _edits_of_a_scene(self, seed: int) -> None:
@@ -56,7 +56,7 @@ class ViewsPerStepBenchmark:
             for views in self.views:
                 self._quality(seed, steps, views)
 
-    def _quality(self, seed: int, steps: int, views: int) -> dict[str, dict[str, float]]:
+    def _quality(self, seed: int, steps: int, views: int) -> Quality:
         settings = {"max-num-iterations": steps, "pipeline.views-per-step": views}
         return demo_quality(self.output, self.kind, seed, self.target, f"{steps}-steps-{views}-views", settings)
 

@@ -85,4 +85,9 @@ def in_one_line(error: Exception) -> str:
         return str(error)
     if os.environ.get(TRACEBACK):
         raise error
+    return told_as_bug(error)
+
+
+def told_as_bug(error: BaseException) -> str:
+    """An error that is not the user's, in one line: its type, what it says, and how to see where it comes from."""
     return f"{type(error).__name__}: {first_line(error)} ({TRACEBACK}=1 before the command shows where)"

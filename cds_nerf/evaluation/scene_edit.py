@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class SceneQuality:
     """How much of the object's pattern is kept, see `detail_kept`: 1 for all; NaN where it has none."""
 
 
-def scene_quality(
+def quality_of_views(
     views: Float[Tensor, "views 3 height width"],
     truth: Float[Tensor, "views 3 height width"],
     source_masks: Float[Tensor, "views 1 height width"],
@@ -44,7 +45,7 @@ def scene_quality(
     seen: Sequence[Words],
     source: Words,
     target: Words,
-) -> SceneQuality:
+) -> dict[str, list[float]]:
     """Measure the views of an edited field; those of the unedited one give what it has to beat.
 
     Args:
@@ -57,14 +58,24 @@ def scene_quality(
         seen: what the classifier sees in each view.
         source: the words of the source's caption.
         target: the words of the target's caption.
+
+    Returns:
+        The fields of `SceneQuality`, a value for each view.
     """
+    return {
+        "psnr": psnr(views, truth).tolist(),
+        "psnr_outside": psnr(views, truth, outside(source_masks, target_masks)).tolist(),
+        "with_target": [share_with_target([words], target) for words in seen],
+        "kept": [share_kept([words], source, target) for words in seen],
+        "silhouette": silhouette_overlap(views, truth, empty, target_masks).tolist(),
+        "detail": detail_kept(views, truth, plain, target_masks).tolist(),
+    }
+
+
+def scene_quality(of_views: Mapping[str, Sequence[float]]) -> SceneQuality:
+    """The mean of each measure over the views that have it; NaN where none has."""
     return SceneQuality(
-        psnr=psnr(views, truth).mean().item(),
-        psnr_outside=psnr(views, truth, outside(source_masks, target_masks)).nanmean().item(),
-        with_target=share_with_target(seen, target),
-        kept=share_kept(seen, source, target),
-        silhouette=silhouette_overlap(views, truth, empty, target_masks).nanmean().item(),
-        detail=detail_kept(views, truth, plain, target_masks).nanmean().item(),
+        **{name: torch.tensor(values, dtype=torch.float64).nanmean().item() for name, values in of_views.items()}
     )
 
 

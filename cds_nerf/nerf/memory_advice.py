@@ -36,9 +36,8 @@ def _settings_that_take_less(config: EditConfig) -> tuple[list[str], list[str]]:
     pipeline, model = config.pipeline, config.pipeline.diffusion_model
     device = model.device or config.machine.device_type
     dtype = model.dtype or ("float32" if device == "cpu" else "float16")
-    encodes_once = not (pipeline.encoder_checkpointing or model.cpu_offload)
     can = {
-        "--pipeline.encoder-checkpointing True": encodes_once,
+        "--pipeline.encoder-checkpointing True": not pipeline.encodes_twice,
         "--pipeline.diffusion-model.gradient-checkpointing True": not model.gradient_checkpointing,
         f"--pipeline.rays-per-chunk {max(pipeline.rays_per_chunk // 4, LEAST_RAYS_PER_CHUNK)}": (
             pipeline.rays_per_chunk > LEAST_RAYS_PER_CHUNK and isinstance(pipeline.datamanager, CDSDataManagerConfig)

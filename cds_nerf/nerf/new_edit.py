@@ -160,7 +160,9 @@ def _take_model_settings(config: EditConfig) -> None:
     """The settings that the diffusion model carries, where nothing was typed."""
     model = config.pipeline.diffusion_model.settings(config.machine.device_type)
     guidance, of_guidance, taken = config.pipeline.guidance, "pipeline.guidance.", {}
-    told = guidance.settled([path.removeprefix(of_guidance) for path in config.typed or ()])
+    typed = config.typed or ()
+    settled = guidance.settled([path.removeprefix(of_guidance) for path in typed if path.startswith(of_guidance)])
+    told = {*typed, *(of_guidance + name for name in settled)}
     for path, value in model.for_scene(guidance.score).items():
         where = f"the model's settings {model.file} have {path.replace('_', '-')}"
         if not any(is_within(path, own) for own in OF_MODEL):
@@ -172,8 +174,7 @@ def _take_model_settings(config: EditConfig) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if default is not None and not is_like(value, default):
             raise UserError(f"{where} {value!r}: it must be like {default!r}")
-        is_told = path.removeprefix(of_guidance) in told or any(is_within(path, one) for one in config.typed or ())
-        if not is_told:
+        if not any(is_within(path, one) for one in told):
             set_value_at(config, path, value)
             taken[path] = value
     if taken:

@@ -130,6 +130,11 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     source_checkpoint: tyro.conf.Suppress[Path | None] = None
     """The checkpoint that the edit starts from; found from --load-dir."""
 
+    @property
+    def encodes_twice(self) -> bool:
+        """Whether a view is encoded once more for the gradient, as it must be where the encoder does not stay."""
+        return self.encoder_checkpointing or self.diffusion_model.cpu_offload
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a config.yml says; what an older version did not write has its default."""
         vars(self).update(vars(type(self)()) | state)
@@ -273,7 +278,7 @@ class CDSPipeline(VanillaPipeline):
         if relevance is not None:
             image = torch.lerp(image.detach(), image, relevance)  # the same picture
         encode = self.guidance.diffusion.encode
-        if self.config.encoder_checkpointing or self.config.diffusion_model.cpu_offload:
+        if self.config.encodes_twice:
             latents = checkpoint(encode, image[None], use_reentrant=False)
         else:
             latents = encode(image[None])

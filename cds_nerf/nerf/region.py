@@ -28,6 +28,8 @@ from cds_nerf.pictures import read_mask
 
 KINDS = ("auto", "text", "masks", "box", "none")
 """What a region may be made of."""
+GATHERED = frozenset({"auto", "text"})
+"""Those that are gathered from what views say."""
 SAMPLE_SIZES = (10, 16, 32)
 """How many views have a say in what is gathered: the first ten before the first step, more as they are drawn."""
 PEAK_QUANTILE = 0.99
@@ -79,7 +81,7 @@ class RegionConfig:
         low, high = self.ramp
         if not 0 <= low < high <= 1:
             raise UserError(f"--pipeline.region.ramp is {low:g} {high:g}; the first must be less, and both from 0 to 1")
-        if self.ramp != type(self).ramp and not {"auto", "text"} & set(kinds):
+        if self.ramp != type(self).ramp and GATHERED.isdisjoint(kinds):
             raise UserError(f"--pipeline.region.ramp is for the regions auto and text, and this one is {self.kind}")
         if "text" in kinds and not self.text.strip():
             raise UserError('--pipeline.region.text is missing: say what the edit may act on, such as "the fox"')
@@ -138,13 +140,13 @@ class Region:
 
     def prepare(self, step: int = 0) -> list[int]:
         """The views that are looked at before a step: those that have a say, for kinds that are gathered."""
-        gathered = any(kind in ("auto", "text") for _, kind in self.terms)
+        gathered = any(kind in GATHERED for _, kind in self.terms)
         return list(self.order[: self._sample_size(step) if gathered else 1])
 
     def look_at(self, index: int) -> None:
         """Measure what is gathered of a view, where that has not been done; other processes find it in the folder."""
         for _, kind in self.terms:
-            if kind in ("auto", "text"):
+            if kind in GATHERED:
                 self._distance_of_view(index)
                 self._measured(kind, index)
 
@@ -187,7 +189,7 @@ class Region:
         kinds = {kind for _, kind in self.terms}
         first = self.order[0]
         return bool(kinds & {"box", "none"}) or (
-            bool(kinds & {"auto", "text"})
+            bool(kinds & GATHERED)
             and all(can_project(camera) for camera in self.cameras)
             and self._distance_of_view(first) is not None
         )

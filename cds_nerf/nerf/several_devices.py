@@ -31,7 +31,7 @@ from torch.nn import Parameter
 from tqdm import tqdm
 
 from cds_nerf.diffusion.memory import is_out_of_memory
-from cds_nerf.errors import TRACEBACK, UserError, first_line
+from cds_nerf.errors import TRACEBACK, UserError, told_as_bug
 from cds_nerf.nerf import compatibility
 
 LOCALHOST = "127.0.0.1"
@@ -67,8 +67,7 @@ class _Failure:
             return cls(FloatingPointError, str(error))
         if isinstance(error, UserError):
             return cls(UserError, str(error))
-        message = f"{type(error).__name__}: {first_line(error)} ({TRACEBACK}=1 before the command shows where)"
-        return cls(DeviceError, message)
+        return cls(DeviceError, told_as_bug(error))
 
 
 class Devices:

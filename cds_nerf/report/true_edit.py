@@ -12,14 +12,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cds_nerf.errors import UserError
-from cds_nerf.evaluation.attributes import share_kept, share_with_target
-from cds_nerf.evaluation.detail import detail_kept
-from cds_nerf.evaluation.fidelity import outside, psnr
-from cds_nerf.evaluation.silhouette import silhouette_overlap
+from cds_nerf.evaluation.scene_edit import quality_of_views
 from cds_nerf.shapes.classifier import AttributeClassifier
 from cds_nerf.shapes.dataset import SETTINGS_FILE, Capture
 from cds_nerf.shapes.render import render
-from cds_nerf.shapes.scene import ATTRIBUTES, Scene, parse_caption
+from cds_nerf.shapes.scene import parse_caption
+
+METRICS = {
+    "true_psnr": "psnr",
+    "true_psnr_outside": "psnr_outside",
+    "shows_target": "with_target",
+    "keeps_rest": "kept",
+    "silhouette": "silhouette",
+    "detail": "detail",
+}
+"""What is measured, by the names that `cds-nerf evaluate` has for it, as a field of `SceneQuality`."""
 
 
 def against_true_edit(
@@ -33,9 +40,8 @@ def against_true_edit(
         target_prompt: of the edit.
 
     Returns:
-        `true_psnr`, `true_psnr_outside`, `shows_target`, `keeps_rest`, `silhouette` and `detail` (see
-        `SceneQuality`); none of them where the capture is no such scene, the prompt is not in its words, or the views
-        have another size than the capture.
+        `METRICS` by name, `detail` where there is some; none of them where the capture is no such scene, the prompt is
+        not in its words, or the views have another size than the capture.
     """
     capture = _capture_of(photographs)
     if capture is None or any(view.shape[1:] != (capture.size, capture.size) for view in views):
@@ -49,19 +55,12 @@ def against_true_edit(
     _, source_masks = render(capture.scene(), poses, capture.size)
     truth, masks = render(edited, poses, capture.size)
     empty, _ = render(edited.without_object, poses, capture.size)
-    plain, _ = render(replace(edited, detail=None), poses, capture.size)
-    source, target = (_words(scene) for scene in (capture.scene(), edited))
+    plain = render(replace(edited, detail=None), poses, capture.size)[0] if capture.detail else truth
     seen = AttributeClassifier.from_pretrained().classify(images)
-    metrics = {
-        "true_psnr": psnr(images, truth).tolist(),
-        "true_psnr_outside": psnr(images, truth, outside(source_masks, masks)).tolist(),
-        "shows_target": [share_with_target([words], target) for words in seen],
-        "keeps_rest": [share_kept([words], source, target) for words in seen],
-        "silhouette": silhouette_overlap(images, truth, empty, masks).tolist(),
-    }
-    if capture.detail:
-        metrics["detail"] = detail_kept(images, truth, plain, masks).tolist()
-    return metrics
+    found = quality_of_views(
+        images, truth, source_masks, masks, empty, plain, seen, capture.scene().words, edited.words
+    )
+    return {name: found[field] for name, field in METRICS.items() if field != "detail" or capture.detail}
 
 
 def _capture_of(photographs: Sequence[Path]) -> Capture | None:
@@ -72,10 +71,8 @@ def _capture_of(photographs: Sequence[Path]) -> Capture | None:
     path = folders.pop() / SETTINGS_FILE
     try:
         settings = json.loads(path.read_text("utf8"))
-        return Capture.of(**settings)
+        capture = Capture.of(**settings)
     except (OSError, ValueError, TypeError):  # another program's file of that name, or none
         return None
-
-
-def _words(scene: Scene) -> dict[str, str]:
-    return {name: getattr(scene, name) for name in ATTRIBUTES}
+    names = {f"{index:04d}" for index in range(capture.views)}
+    return capture if names.issuperset(path.stem for path in photographs) else None

@@ -20,13 +20,13 @@ from torchvision.transforms.functional import to_tensor
 
 from cds_nerf.errors import UserError
 from cds_nerf.evaluation.contact_sheet import contact_sheet
-from cds_nerf.evaluation.scene_edit import SceneQuality, quality_table, scene_quality
+from cds_nerf.evaluation.scene_edit import SceneQuality, quality_of_views, quality_table, scene_quality
 from cds_nerf.files import whole_file
 from cds_nerf.recipe.recipe import SOURCE_METHODS
 from cds_nerf.shapes.classifier import AttributeClassifier
 from cds_nerf.shapes.dataset import Capture, edit_name, write_capture, write_ground_truth
 from cds_nerf.shapes.render import render
-from cds_nerf.shapes.scene import ATTRIBUTES, parse_caption
+from cds_nerf.shapes.scene import parse_caption
 
 BUNDLED_RECIPE = Path(__file__).parent / "demo.yaml"
 """The recipe that the demo follows unless it is given another."""
@@ -140,14 +140,11 @@ class Demo:
         plain_views = true_views  # a pattern must not be read from how the pictures were rounded
         if self.capture.detail:
             plain_views, _ = render(replace(edited, detail=None), poses, self.capture.size)
-        words = [
-            {name: getattr(parse_caption(caption), name) for name in ATTRIBUTES}
-            for caption in (self.capture.caption, self.target)
-        ]
+        words = [parse_caption(caption).words for caption in (self.capture.caption, self.target)]
         quality = {}
         for name, views in fields.items():
             images = _read(views, files)
-            quality[name] = scene_quality(
+            of_views = quality_of_views(
                 images,
                 true_views,
                 _read(self.scene / "masks", files),
@@ -157,6 +154,7 @@ class Demo:
                 classifier.classify(images),
                 *words,
             )
+            quality[name] = scene_quality(of_views)
         with whole_file(folder / "quality.md") as file:
             file.write_text(quality_table(quality) + "\n", "utf8")
         with whole_file(folder / "quality.json") as file:

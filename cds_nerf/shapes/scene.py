@@ -97,6 +97,11 @@ class Scene:
         """Such as "a photo of a red cube on a wooden floor"."""
         return f"a photo of {article(self.color)} {self.color} {self.shape} on a {self.floor} floor"
 
+    @property
+    def words(self) -> dict[str, str]:
+        """The word of each attribute, as a classifier gives them."""
+        return {name: getattr(self, name) for name in ATTRIBUTES}
+
     def edited(self, target: Scene) -> Scene:
         """This scene with another's words: what a perfect edit makes of it."""
         return replace(self, color=target.color, shape=target.shape, floor=target.floor)

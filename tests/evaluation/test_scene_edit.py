@@ -9,7 +9,7 @@ from PIL import Image
 from cds_nerf.evaluation.attributes import share_kept, share_with_target
 from cds_nerf.evaluation.contact_sheet import contact_sheet
 from cds_nerf.evaluation.fidelity import outside, psnr
-from cds_nerf.evaluation.scene_edit import quality_table, scene_quality
+from cds_nerf.evaluation.scene_edit import quality_of_views, quality_table, scene_quality
 from cds_nerf.shapes.classifier import AttributeClassifier
 
 RED = {"color": "red", "shape": "cube", "floor": "wooden"}
@@ -51,14 +51,14 @@ def test_scene_quality_and_its_table():
     views[:, :, :2] += 0.1  # the upper half
     mask = torch.zeros(2, 1, 4, 4)
     mask[:, :, :1] = 1  # the uppermost row
-    quality = scene_quality(views, truth, mask, mask, truth, truth, [BLUE, RED], RED, BLUE)
+    quality = scene_quality(quality_of_views(views, truth, mask, mask, truth, truth, [BLUE, RED], RED, BLUE))
     assert quality.psnr == pytest.approx(10 * math.log10(2 / 0.01), rel=1e-5)
     assert quality.psnr_outside == pytest.approx(10 * math.log10(3 / 0.01), rel=1e-5)
     assert (quality.with_target, quality.kept) == (0.5, 1.0)
     assert quality_table({"after": quality}).splitlines()[-1] == "| after | 23.0 dB | 24.8 dB | 50% | 100% |"
     assert "silhouette" not in quality_table({"after": quality})  # nothing stands out of this picture
     empty = torch.where(mask == 1, 0, truth)
-    quality = scene_quality(views, truth, mask, mask, empty, truth, [BLUE, RED], RED, BLUE)
+    quality = scene_quality(quality_of_views(views, truth, mask, mask, empty, truth, [BLUE, RED], RED, BLUE))
     assert (
         quality_table({"after": quality}).splitlines()[-1] == "| after | 23.0 dB | 24.8 dB | 50% | 100% | 1.00 |"
     )  # of two rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
-import libusb_package
 import ns_commands
 import numpy as np
 import pytest
@@ -42,13 +40,8 @@ def environment(tmp_path_factory) -> Iterator[None]:
     """No network, empty caches, and what nerfstudio's commands need of the system, from packages."""
     folder = tmp_path_factory.mktemp("environment")
     (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())  # ns-render asks for one
-    libraries = []
-    if ctypes.util.find_library("usb-1.0") is None:  # ns-export's open3d asks for it
-        (folder / "libusb-1.0.so.0").symlink_to(libusb_package.get_library_path())
-        libraries = [str(folder)]
     variables = {
         "PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
         "HTTP_PROXY": "http://127.0.0.1:9",
         "HTTPS_PROXY": "http://127.0.0.1:9",
         "NO_PROXY": "127.0.0.1",

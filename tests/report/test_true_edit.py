@@ -54,4 +54,6 @@ def test_where_no_true_edit_is_known_nothing_is_said(settings: str | None, tmp_p
     (tmp_path / "scene.json").write_text(json.dumps(whole))
     for views, target in (([torch.rand(3, 64, 64)] * 2, "a photo of a fox"), ([torch.rand(3, 32, 32)] * 2, TARGET)):
         assert against_true_edit(views, photographs(tmp_path), target) == {}
+    others = [tmp_path / "images" / name for name in ("frame_00001.png", "0008.png")]
+    assert against_true_edit([torch.rand(3, 64, 64)] * 2, others, TARGET) == {}
     assert against_true_edit([torch.rand(3, 64, 64)] * 2, photographs(tmp_path), TARGET)
