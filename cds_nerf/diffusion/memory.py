@@ -38,6 +38,8 @@ def tile_vae(diffusion: LatentDiffusion) -> None:
     """
     if diffusion.vae is not None:
         diffusion.vae.enable_tiling()
+        # For a gradient all tiles stay until the backward pass, and since they overlap they are more than the image.
+        diffusion.vae.enable_gradient_checkpointing()
 
 
 def slice_vae(diffusion: LatentDiffusion) -> None:

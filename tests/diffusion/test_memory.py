@@ -92,6 +92,13 @@ def test_gradient_checkpointing_keeps_less_for_a_gradient_through_the_vae() -> N
     assert saved_bytes(lambda: gradient(saving)) < 0.6 * saved_bytes(lambda: gradient(plain))
 
 
+def test_tiles_keep_less_for_a_gradient_through_the_vae() -> None:
+    saving, plain = make_diffusion(), make_diffusion()
+    tile_vae(saving)
+    pixels = image(1, 3, 128, 128).requires_grad_()
+    assert saved_bytes(lambda: saving.encode(pixels)) < 0.6 * saved_bytes(lambda: plain.encode(pixels))
+
+
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[LatentDiffusion], set[str]]:
     """The names of the parts that are on the device: here it is the CPU as well, but called otherwise."""
