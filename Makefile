@@ -1,6 +1,7 @@
 # `make test` on a machine with Python 3.10 to 3.12: builds .venv, then checks format, lint, types and tests.
-# `make test-fast` leaves the slow tests out. `make test-lowest` runs the fast ones with the oldest versions that
-# pyproject.toml allows, in .venv-lowest, with Python 3.10 or 3.11: there is no older torch for a later one.
+# `make test-fast` leaves out the slow tests and most that edit a field. `make test-lowest` runs all but the slow ones
+# with the oldest versions that pyproject.toml allows, in .venv-lowest, with Python 3.10 or 3.11: there is no older torch
+# for a later one.
 # `make demo` builds .venv as well, then makes a scene, edits it by text and says how good the edit is, offline.
 
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
@@ -16,7 +17,7 @@ IN_PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 test: format-check lint types tests
 
 test-fast: format-check lint types
-	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
+	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow and not field'
 
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/pytest $(IN_PARALLEL) -m 'not slow'

@@ -28,8 +28,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts 
 MakeDiffusion = Callable[..., LatentDiffusion]
 
 
+TRAINED_FIELDS = {"source_run", "splat_run"}
+"""The fixtures that train a field."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first, so that no process works on one when the others have nothing left to do."""
+    """Mark what a trained field is needed for, and let the slow tests come first.
+
+    No process then works on a slow one when the others have nothing left to do.
+    """
+    for item in items:
+        if TRAINED_FIELDS & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("quick"):
+            item.add_marker(pytest.mark.field)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -59,6 +59,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(CDSPipeline, "get_train_loss_dict", interrupted)
 
 
+@pytest.mark.quick
 def test_edit_changes_the_field_and_nothing_else(edit_config, source_run):
     config = edit_config()
     run(config)
@@ -96,6 +97,7 @@ def test_run_folder_holds_the_record_of_the_edit(edit_config, capsys):
     assert "dds=" in printed.err and "cut=" in printed.err and "interlevel=" in printed.err
 
 
+@pytest.mark.quick
 def test_edit_acts_where_the_relevance_is_painted_white_alone(edit_config):
     config = edit_config(max_num_iterations=1)
     pipeline = run(config).pipeline
@@ -292,6 +294,7 @@ def test_settings_of_the_guidance_act(edit_config, settings):
     assert not torch.equal(*weights)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("interrupted_at", [0, 1, 3])
 def test_resumed_edit_equals_uninterrupted(edit_config, monkeypatch, interrupted_at):
     whole = edit_config(timestamp="whole", max_num_iterations=5)

@@ -34,6 +34,7 @@ def splat_edit(splat_run, diffusion_folder, tmp_path):
     return make
 
 
+@pytest.mark.quick
 def test_edit_moves_all_of_every_gaussian_and_keeps_their_number(splat_edit, splat_run):
     config = splat_edit()
     trainer = run(config)
@@ -66,6 +67,7 @@ def test_source_is_what_splatfacto_shows(splat_edit, splat_run):
     assert int(pipeline.orbit[0].width) == width
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("interrupted_at", [1, 3])
 def test_resumed_edit_equals_uninterrupted(splat_edit, monkeypatch, interrupted_at):
     whole = splat_edit(timestamp="whole", max_num_iterations=4)

@@ -13,6 +13,8 @@ from test_edit import assert_equal_states, interrupt_at
 from cds_nerf import CDSGuidance
 from cds_nerf.errors import Interrupted
 
+pytestmark = pytest.mark.field
+
 
 @pytest.fixture(params=["source_run", "splat_run"])
 def edit_of_two_views(request, diffusion_folder, tmp_path):

@@ -14,6 +14,8 @@ from cds_nerf import cli
 from cds_nerf.nerf.checkpoints import newest_checkpoint
 from cds_nerf.nerf.source_run import read_checkpoint
 
+pytestmark = pytest.mark.field
+
 SOURCE = Path("out/cds-splat-source/run")
 SMALL = {
     "max-num-iterations": 4,

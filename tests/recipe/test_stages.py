@@ -25,6 +25,8 @@ from cds_nerf.nerf.train_options import parse
 from cds_nerf.recipe import stages
 from cds_nerf.shapes.dataset import Capture, write_capture
 
+pytestmark = pytest.mark.field
+
 SMALL = {
     "pipeline.model.num-levels": 4,
     "pipeline.model.log2-hashmap-size": 10,

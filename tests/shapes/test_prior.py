@@ -41,6 +41,7 @@ def test_bundled_weights_are_small_and_in_half_precision() -> None:
             assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "I64"}  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_classifier_knows_held_out_renders(judge: AttributeClassifier) -> None:
     renders = random_renders(252, HELD_OUT_SEED, progress=False)
     found = judge.classify(renders.images / 255)
@@ -49,6 +50,7 @@ def test_classifier_knows_held_out_renders(judge: AttributeClassifier) -> None:
         assert right > 0.985 * len(found), name
 
 
+@pytest.mark.slow
 def test_autoencoder_reconstructs_held_out_renders(prior: LatentDiffusion) -> None:
     images = random_renders(84, HELD_OUT_SEED, progress=False).images / 255
     with torch.no_grad():
