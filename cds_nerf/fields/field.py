@@ -11,6 +11,9 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor
 from torch.nn import Parameter
 
+Within = Callable[[Float[Tensor, "points 3"]], Float[Tensor, " points"]]
+"""How far points of the world are within a region, in 0..1."""
+
 
 class Field(Protocol):
     """A scene that cameras see differentiably."""
@@ -53,6 +56,15 @@ class Field(Protocol):
 
         Returns:
             None if its parameters have no place in the scene.
+        """
+
+    def hold(self, source: Callable[[], Field], within: Callable[[], Within | None]) -> None:
+        """From the next view on, let what is outside of the region stay as it is; called before each step.
+
+        Args:
+            source: gives the unedited field.
+            within: gives what says of points how far they are within the region, the same object until that changes;
+                None if nothing is to be held.
         """
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:

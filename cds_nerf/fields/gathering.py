@@ -24,11 +24,11 @@ class SeenMap:
     """What one view says of all that it shows."""
 
     camera: Cameras
-    """The view's camera [1], at the map's size."""
+    """The view's camera [1]."""
     distance: Float[Tensor, "h w"]
     """From the camera to the surface, along each pixel's ray."""
-    values: Float[Tensor, "h w"]
-    """What it says, in 0..1."""
+    values: Float[Tensor, "height width"]
+    """What it says, in 0..1, at any size."""
 
 
 def gather(
@@ -53,28 +53,44 @@ def gather(
     surface = distance.cpu().nan_to_num(posinf=0.0)
     reach = surface * (nearest / surface.clamp(min=nearest)) ** torch.linspace(1, 0, SAMPLES)[:, None, None]
     points = origins + reach[..., None] * directions
-    total, count = torch.zeros(reach.shape), torch.zeros(reach.shape)
+    agreement, count = agreement_at(points.flatten(0, 2), seen)
+    enough = count >= min(LEAST_VIEWS, len(seen))
+    return torch.where(enough, agreement, 0).reshape(reach.shape).amax(dim=0)
+
+
+def agreement_at(
+    points: Float[Tensor, "points 3"], seen: Sequence[SeenMap]
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """The mean of what the views say of points that see them, and how many these are.
+
+    Args:
+        points: in the world.
+        seen: the views that have a say, of cameras that `project` knows.
+
+    Returns:
+        Values in 0..1, 0 where no view sees a point; and the numbers of views.
+    """
+    total, count = torch.zeros(len(points)), torch.zeros(len(points))
     for view in seen:
         grid, visible = visible_points(view, points)
-        values = F.grid_sample(view.values[None, None].cpu(), grid.flatten(1, 2)[None], align_corners=False)
-        total += torch.where(visible, values.reshape(reach.shape), 0)
+        values = F.grid_sample(view.values[None, None].cpu(), grid[None, None], align_corners=False)[0, 0, 0]
+        total += torch.where(visible, values, 0)
         count += visible
-    enough = count >= min(LEAST_VIEWS, len(seen))
-    return torch.where(enough, total / count.clamp(min=1), 0).amax(dim=0)
+    return total / count.clamp(min=1), count
 
 
 def visible_points(
-    view: SeenMap, points: Float[Tensor, "samples height width 3"]
-) -> tuple[Float[Tensor, "samples height width 2"], Bool[Tensor, "samples height width"]]:
+    view: SeenMap, points: Float[Tensor, "points 3"]
+) -> tuple[Float[Tensor, "points 2"], Bool[Tensor, " points"]]:
     """Where in a view world points are, for `grid_sample`, and which of them it sees: no nearer surface hides them."""
     pixels, in_front = project(view.camera, points)
-    height, width = view.distance.shape
-    grid = pixels / torch.tensor([width, height]) * 2 - 1
+    size = torch.tensor([int(view.camera.width), int(view.camera.height)])
+    grid = pixels / size * 2 - 1
     inside = in_front & (grid.abs() < 1).all(dim=-1)
-    grid = torch.where(inside[..., None], grid, 0)
-    surface = F.grid_sample(
-        view.distance[None, None].cpu(), grid.flatten(1, 2)[None], mode="nearest", align_corners=False
-    ).reshape(inside.shape)
+    grid = torch.where(inside[:, None], grid, 0)
+    surface = F.grid_sample(view.distance[None, None].cpu(), grid[None, None], mode="nearest", align_corners=False)[
+        0, 0, 0
+    ]
     distance = (points - view.camera.camera_to_worlds[0, :3, 3].cpu()).norm(dim=-1)
     return grid, inside & (distance <= surface * (1 + DEPTH_TOLERANCE))
 

@@ -55,6 +55,7 @@ def note_gradients(
     model: SplatfactoModel,
     optimizers: Optimizers,
     views: Sequence[DrawnView],
+    free: Bool[Tensor, " gaussians"],
     views_of_mean: int,
     sum_over_devices: Callable[[Sequence[Tensor]], None],
 ) -> None:
@@ -64,6 +65,7 @@ def note_gradients(
         model: whose optimizers have just made a step.
         optimizers: these.
         views: that the step saw.
+        free: which Gaussians may move; the others' gradients are not noted.
         views_of_mean: over how many views the step's loss was a mean, those of other devices included.
         sum_over_devices: sums tensors in place over all devices, of which each saw other views.
     """
@@ -76,7 +78,7 @@ def note_gradients(
         gradients = getattr(view.means2d, "absgrad" if model.strategy.absgrad else "grad")
         seen = (view.radii.reshape(model.num_points, -1) > 0).all(dim=-1)
         half = unknown.new_tensor([view.width, view.height]) / 2  # in units of half the image, as gsplat's are
-        strength += torch.where(seen, (views_of_mean * gradients.reshape(-1, 2) * half).norm(dim=-1), 0)
+        strength += torch.where(seen & free, (views_of_mean * gradients.reshape(-1, 2) * half).norm(dim=-1), 0)
         times_seen += seen
     sum_over_devices([strength, times_seen])
     state["source_number"] = state.get("source_number", torch.arange(1, model.num_points + 1).to(unknown))

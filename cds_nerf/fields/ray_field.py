@@ -14,7 +14,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
 
-from cds_nerf.fields.field import Field
+from cds_nerf.fields.field import Field, Within
 from cds_nerf.fields.ray_rendering import camera_rays, finest_output, render_rays
 from cds_nerf.fields.saturation import free_saturated_colors
 
@@ -76,6 +76,9 @@ class RayField:
     ) -> Float[Tensor, ""] | None:
         """None: all of the scene shares the weights of the networks."""
         return None
+
+    def hold(self, source: Callable[[], Field], within: Callable[[], Within | None]) -> None:
+        """Nothing: all of the scene shares the weights of the networks."""
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """The model's parameter groups without the camera poses."""

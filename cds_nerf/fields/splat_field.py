@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models import splatfacto
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 from torch.optim import Optimizer
 
-from cds_nerf.fields.field import Field
+from cds_nerf.fields.field import Field, Within
 from cds_nerf.fields.growing import DrawnView, GrowingConfig, grow, note_gradients, source_indices
 from cds_nerf.fields.saturation import clamp_with_way_back, free_saturated
 from cds_nerf.fields.spherical_harmonics import spherical_harmonics
@@ -45,6 +45,8 @@ class SplatField:
         self.background = vars(model).setdefault("background_of_evaluation", model.background_color)
         self.optimizers: dict[str, Optimizer] = {}
         self.drawn: list[DrawnView] = []
+        self.within: Within | None = None
+        self.free_in_source: Bool[Tensor, " gaussians"] | None = None  # the source's that may move; None for all
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """Without lens distortion, as the model saw the photographs (see `undistorted`)."""
@@ -107,6 +109,32 @@ class SplatField:
         ]
         return (weights * sum(change.square().sum(dim=-1) for change in changes)).sum()
 
+    def hold(self, source: Callable[[], Field], within: Callable[[], Within | None]) -> None:
+        """Let the source's Gaussians stay whose centres are less than half within the region, to the last bit.
+
+        Nothing that an optimizer takes from their losses could move them: to Adam the weakest gradient is as good as a
+        strong one. Those that the edit has added are free.
+        """
+        says = within()
+        if says is self.within:
+            return
+        self.within, self.free_in_source = says, None
+        if says is not None:
+            self.free_in_source = says(source().model.means.detach().cpu()).to(self.model.device) >= 0.5
+
+    @property
+    def free(self) -> Bool[Tensor, " gaussians"]:
+        """Which Gaussians may move."""
+        indices = source_indices(self.model, self.optimizers)
+        if self.free_in_source is None:
+            return torch.ones_like(indices, dtype=torch.bool)
+        return (indices < 0) | self.free_in_source[indices]
+
+    def _movable(self, name: str) -> Tensor:
+        """One of the Gaussians' parameters; those that are held get no gradient."""
+        values = self.model.gauss_params[name]
+        return torch.where(self.free.view(-1, *[1] * (values.dim() - 1)), values, values.detach())
+
     @torch.no_grad()
     def _at_gaussians(self, camera: Cameras, values: Float[Tensor, "1 height width"]) -> Float[Tensor, " gaussians"]:
         """The values of a view's pixels at the Gaussians' centres; 1 at those that are not in the view."""
@@ -135,7 +163,7 @@ class SplatField:
             views, self.drawn = self.drawn, []
             if growing.kind == "off" or trainer.skipped_in_a_row:
                 return
-            note_gradients(self.model, self.optimizers, views, pipeline.drawn_per_step, pipeline.devices.sum)
+            note_gradients(self.model, self.optimizers, views, self.free, pipeline.drawn_per_step, pipeline.devices.sum)
             if (step + 1) % growing.every == 0 and step + 1 <= growing.until * pipeline.steps:
                 grow(self.model, self.optimizers, growing, seed_for(pipeline.seed, "growing", step))
                 optimizers.parameters |= self.parameter_groups()
@@ -158,10 +186,10 @@ class SplatField:
         """What a pinhole camera sees from a pose: colours in 0..1, on the background of evaluation, and depths."""
         model, config = self.model, self.model.config
         drawn, alpha, info = splatfacto.rasterization(
-            means=model.means,
-            quats=model.quats,
-            scales=model.scales.exp(),
-            opacities=model.opacities.sigmoid().squeeze(-1),
+            means=self._movable("means"),
+            quats=self._movable("quats"),
+            scales=self._movable("scales").exp(),
+            opacities=self._movable("opacities").sigmoid().squeeze(-1),
             colors=self._colors(camera_to_world[0, :, 3]),
             viewmats=splatfacto.get_viewmat(camera_to_world),
             Ks=camera.get_intrinsics_matrices(),
@@ -187,18 +215,20 @@ class SplatField:
 
     def _colors(self, position: Float[Tensor, 3]) -> Float[Tensor, "gaussians 3"]:
         """Of the Gaussians, seen from a position; those at the end of their range have gradients that lead back."""
-        model, config = self.model, self.model.config
+        config = self.model.config
         if config.sh_degree == 0:
-            return free_saturated(model.features_dc.sigmoid())
+            return free_saturated(self._movable("features_dc").sigmoid())
         degree = min(LOADED_STEP // config.sh_degree_interval, config.sh_degree)
-        coefficients = torch.cat([model.features_dc[:, None], model.features_rest], dim=1)
-        return clamp_with_way_back(spherical_harmonics(degree, model.means - position, coefficients) + 0.5, 0)
+        coefficients = torch.cat([self._movable("features_dc")[:, None], self._movable("features_rest")], dim=1)
+        return clamp_with_way_back(
+            spherical_harmonics(degree, self._movable("means") - position, coefficients) + 0.5, 0
+        )
 
     def _regularisers(self) -> dict[str, Float[Tensor, ""]]:
         """splatfacto's loss on Gaussians that are much longer than wide (PhysGaussian, arXiv 2311.12198)."""
         config = self.model.config
         if not config.use_scale_regularization:
             return {}
-        scales = self.model.scales.exp()
+        scales = self._movable("scales").exp()
         excess = scales.amax(dim=-1) / scales.amin(dim=-1) - config.max_gauss_ratio
         return {"scale_reg": 0.1 * excess.clamp_min(0).mean()}

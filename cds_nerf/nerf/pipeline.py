@@ -175,6 +175,7 @@ class CDSPipeline(VanillaPipeline):
         """
         self.checks.clear()
         self._take_live_settings(step)
+        self.field.hold(lambda: self.unedited, lambda: None if self.region is None else self.region.within(step))
         views = self.drawn_per_step
         draws = range(step * views, (step + 1) * views)[self.devices.rank :: self.devices.number]
         means: dict[str, Tensor] = {}

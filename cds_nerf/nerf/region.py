@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from cds_nerf.errors import UserAdvice, UserError
-from cds_nerf.fields.gathering import SeenMap, can_project, gather
+from cds_nerf.fields.field import Within
+from cds_nerf.fields.gathering import SeenMap, agreement_at, can_project, gather
 from cds_nerf.files import whole_file
 from cds_nerf.image_files import open_upright, reading
 from cds_nerf.nerf.view_store import ViewStore
@@ -133,6 +134,7 @@ class Region:
     asked: str = ""
     _views: dict[int, _KnownRegion] = field(default_factory=dict)
     _seen: dict[tuple[str, int], tuple[list[SeenMap], float]] = field(default_factory=dict)
+    _within: tuple[list[Float[Tensor, "1 height width"]], Within] | None = None
 
     def __post_init__(self) -> None:
         self.terms = self.config.terms()
@@ -183,16 +185,39 @@ class Region:
         small = _at_latents(camera, self.latent_pixels)
         return self._combine(camera, self.distance(small), self._sample_size(step), own=None)
 
+    def within(self, step: int) -> Within | None:
+        """Says of points, at a step, which share of the views that see them have them within; 1 if none sees them.
+
+        It stays the same object until the region changes. None if the region is everywhere, or the scene's geometry is
+        not known.
+        """
+        if self.config.kind == "none" or not self._has_geometry:
+            return None
+        views = self.order[: self._sample_size(step)]
+        regions = [self.of_view(index, step) for index in views]
+        if self._within is None or [id(region) for region in regions] != [id(region) for region in self._within[0]]:
+            seen = []
+            for index, region in zip(views, regions, strict=True):
+                distance = self._distance_of_view(index)
+                assert distance is not None
+                seen.append(SeenMap(self.cameras[index], distance, region[0]))
+
+            def within(points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
+                agreement, count = agreement_at(points, seen)
+                return torch.where(count > 0, agreement, 1)
+
+            self._within = regions, within
+        return self._within[1]
+
     @cached_property
     def has_a_place(self) -> bool:
         """Whether `of_camera` knows of anything: a box does, and what views say where their geometry is known."""
         kinds = {kind for _, kind in self.terms}
-        first = self.order[0]
-        return bool(kinds & {"box", "none"}) or (
-            bool(kinds & GATHERED)
-            and all(can_project(camera) for camera in self.cameras)
-            and self._distance_of_view(first) is not None
-        )
+        return bool(kinds & {"box", "none"}) or (bool(kinds & GATHERED) and self._has_geometry)
+
+    @cached_property
+    def _has_geometry(self) -> bool:
+        return all(can_project(camera) for camera in self.cameras) and self._distance_of_view(self.order[0]) is not None
 
     def _sample_size(self, step: int) -> int:
         drawn = max(step + 1, SAMPLE_SIZES[0])

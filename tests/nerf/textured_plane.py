@@ -14,7 +14,7 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from cds_nerf.fields.field import Field
+from cds_nerf.fields.field import Field, Within
 
 HALF_SIDE, HEIGHT = 1.0, -0.3
 """Of the square picture, which lies level, below the cameras; what is beyond it is black."""
@@ -68,6 +68,9 @@ class PlaneField:
 
     def anchor_loss(self, source: Callable[[], Field], camera: Cameras, relevance: Tensor) -> Tensor | None:
         return None
+
+    def hold(self, source: Callable[[], Field], within: Callable[[], Within | None]) -> None:
+        pass
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         return self.model.get_param_groups()
