@@ -35,6 +35,8 @@ SAMPLE_SIZES = (10, 16, 32)
 """How many views have a say in what is gathered: the first ten before the first step, more as they are drawn."""
 PEAK_QUANTILE = 0.99
 """Of what the views agree on: what counts as the greatest."""
+BOX_TOLERANCE = 0.05
+"""A surface that is before a box by less than this share of its shortest side is taken to be in it."""
 WRITTEN_BY = "cds-nerf"
 """The text chunk of a region's picture that tells it from one that was painted over."""
 
@@ -284,7 +286,10 @@ class Region:
         return None if distance.isnan().all() else distance
 
     def _box(self, camera: Cameras, distance: Float[Tensor, "h w"] | None) -> Float[Tensor, "1 height width"]:
-        """Where a camera sees into the box: its ray enters it before it meets a surface."""
+        """Where a camera sees into the box: its ray enters it before it meets a surface, or hardly after.
+
+        A surface on the box's side belongs to it, although its distance is known for each latent alone.
+        """
         config = self.config
         box = OrientedBox.from_params(config.box_center, config.box_rotation, config.box_scale)
         rays = camera.generate_rays(0, keep_shape=True)
@@ -296,7 +301,8 @@ class Region:
         enters, leaves = torch.minimum(one, other).amax(dim=-1), torch.maximum(one, other).amin(dim=-1)
         surface = torch.full_like(enters, torch.inf)
         if distance is not None:
-            surface = F.interpolate(distance[None, None], enters.shape, mode="nearest")[0, 0]
+            finite = distance[None, None].clamp(max=torch.finfo(distance.dtype).max / 4)
+            surface = F.interpolate(finite, enters.shape, mode="bilinear")[0, 0] + BOX_TOLERANCE * min(config.box_scale)
         return ((enters < leaves) & (leaves > 0) & (enters < surface)).float()[None]
 
     def _masks_of_kind(self) -> Sequence[Path]:
