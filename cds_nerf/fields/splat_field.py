@@ -25,6 +25,8 @@ from cds_nerf.seeding import seed_for
 
 LOADED_STEP = 30000
 """The step that splatfacto takes itself to be at when it has loaded a checkpoint."""
+DISTANCE_SAMPLES = 4
+"""Pixels in each direction over which the distance of one is averaged."""
 
 
 class SplatField:
@@ -79,12 +81,18 @@ class SplatField:
 
     @torch.no_grad()
     def render_distance(self, camera: Cameras) -> Float[Tensor, "height width"] | None:
-        """The expected depth, which gsplat measures along the optical axis, along each pixel's ray."""
-        camera = camera.to(self.model.device)
-        depth = self._draw(camera, camera.camera_to_worlds)[..., 3]
+        """The expected depth, which gsplat measures along the optical axis, along each pixel's ray.
+
+        It is drawn finer and averaged: in a small image each Gaussian is as wide as a pixel at the least, which brings
+        surfaces nearer than they are.
+        """
+        finer = camera.to(self.model.device)[:]  # a new object: the caller's keeps its size
+        finer.rescale_output_resolution(DISTANCE_SAMPLES)
+        depth = self._draw(finer, finer.camera_to_worlds)[..., 3]
         y, x = (torch.arange(side, device=depth.device) + 0.5 for side in depth.shape)
-        slopes_x, slopes_y = (x - camera.cx[0]) / camera.fx[0], (y - camera.cy[0]) / camera.fy[0]
-        return (depth * (1 + slopes_x.square() + slopes_y.square()[:, None]).sqrt()).cpu()
+        slopes_x, slopes_y = (x - finer.cx[0]) / finer.fx[0], (y - finer.cy[0]) / finer.fy[0]
+        distance = depth * (1 + slopes_x.square() + slopes_y.square()[:, None]).sqrt()
+        return F.avg_pool2d(distance[None], DISTANCE_SAMPLES)[0].cpu()
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """The Gaussians' parameters."""

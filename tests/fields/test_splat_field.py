@@ -58,9 +58,27 @@ def test_frames_are_splatfactos(settings, background):
     field = SplatField(model)
     outputs = model.eval().get_outputs_for_camera(camera())
     torch.testing.assert_close(field.render_frame(camera()), outputs["rgb"].permute(2, 0, 1))
-    rays = camera().generate_rays(0, keep_shape=True)
-    distance = outputs["depth"] * rays.metadata["directions_norm"]
-    torch.testing.assert_close(field.render_distance(camera()), distance[..., 0])
+    finer = camera()
+    finer.rescale_output_resolution(4)
+    depth = model.get_outputs_for_camera(finer)["depth"]
+    distance = depth * finer.generate_rays(0, keep_shape=True).metadata["directions_norm"]
+    averaged = distance.reshape(30, 4, 41, 4).mean(dim=(1, 3))
+    torch.testing.assert_close(field.render_distance(camera()), averaged)
+
+
+def test_distance_is_that_of_the_surface_in_a_small_image_too():
+    """A wall of Gaussians at a distance of 2, seen at 5 pixels: each is far smaller than a pixel."""
+    model = model_of(num_random=4000, sh_degree=0)
+    with torch.no_grad():
+        model.means.copy_(torch.rand_like(model.means) * 4 - 2)
+        model.means[:, 2] = 0
+        model.scales.fill_(-3)
+        model.opacities.fill_(4)
+    small = camera()
+    small.rescale_output_resolution(1 / 8)
+    rays = small.generate_rays(0, keep_shape=True)
+    expected = -rays.origins[..., 2] / rays.directions[..., 2]
+    torch.testing.assert_close(SplatField(model).render_distance(small), expected, rtol=0.02, atol=0)
 
 
 def test_training_views_are_splatfactos_at_full_size_on_one_background():
