@@ -67,18 +67,21 @@ def test_frames_are_splatfactos(settings, background):
 
 
 def test_distance_is_that_of_the_surface_in_a_small_image_too():
-    """A wall of Gaussians at a distance of 2, seen at 5 pixels: each is far smaller than a pixel."""
+    """A wall behind a few specks, each far smaller than one of the image's pixels."""
     model = model_of(num_random=4000, sh_degree=0)
     with torch.no_grad():
         model.means.copy_(torch.rand_like(model.means) * 4 - 2)
         model.means[:, 2] = 0
+        model.means[:60, 2] = 1
         model.scales.fill_(-3)
+        model.scales[:60] = -5
         model.opacities.fill_(4)
     small = camera()
     small.rescale_output_resolution(1 / 8)
     rays = small.generate_rays(0, keep_shape=True)
-    expected = -rays.origins[..., 2] / rays.directions[..., 2]
-    torch.testing.assert_close(SplatField(model).render_distance(small), expected, rtol=0.02, atol=0)
+    wall = -rays.origins[..., 2] / rays.directions[..., 2]
+    distance = SplatField(model).render_distance(small)
+    assert (distance / wall).mean() > 0.95  # drawn at the image's own size: 0.82
 
 
 def test_training_views_are_splatfactos_at_full_size_on_one_background():
