@@ -149,7 +149,8 @@ def test_views_of_one_step_say_what_steps_of_their_own_would(growing_edit):
             pipeline.zero_grad()
             pipeline.config.views_per_step, pipeline.field.drawn = views, []
             sum(pipeline.get_train_loss_dict(draw)[1].values()).backward()
-            note_gradients(pipeline.model, optimizers, pipeline.field.drawn, views, pipeline.devices.sum)
+            field = pipeline.field
+            note_gradients(pipeline.model, optimizers, field.drawn, field.free, views, pipeline.devices.sum)
         return torch.stack([state["gradient_sum"], state["views"]])
 
     torch.testing.assert_close(noted(2, 1), noted(1, 2, 3))
