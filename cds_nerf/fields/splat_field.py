@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -138,10 +138,16 @@ class SplatField:
             return torch.ones_like(indices, dtype=torch.bool)
         return (indices < 0) | self.free_in_source[indices]
 
-    def _movable(self, name: str) -> Tensor:
-        """One of the Gaussians' parameters; those that are held get no gradient."""
-        values = self.model.gauss_params[name]
-        return torch.where(self.free.view(-1, *[1] * (values.dim() - 1)), values, values.detach())
+    def _movable(self) -> dict[str, Tensor]:
+        """The Gaussians' parameters by name; no gradient passes from here to those that are held."""
+        values = dict(self.model.gauss_params.items())
+        if self.free_in_source is None or not torch.is_grad_enabled():
+            return values
+        free = self.free
+        values = {name: value.view_as(value) for name, value in values.items()}  # copies would take memory
+        for value in values.values():
+            value.register_hook(lambda gradient: gradient * free.view(-1, *[1] * (gradient.dim() - 1)))
+        return values
 
     @torch.no_grad()
     def _at_gaussians(self, camera: Cameras, values: Float[Tensor, "1 height width"]) -> Float[Tensor, " gaussians"]:
@@ -192,13 +198,13 @@ class SplatField:
         self, camera: Cameras, camera_to_world: Float[Tensor, "1 3 4"]
     ) -> Float[Tensor, "height width rgb_and_depth"]:
         """What a pinhole camera sees from a pose: colours in 0..1, on the background of evaluation, and depths."""
-        model, config = self.model, self.model.config
+        model, config, values = self.model, self.model.config, self._movable()
         drawn, alpha, info = splatfacto.rasterization(
-            means=self._movable("means"),
-            quats=self._movable("quats"),
-            scales=self._movable("scales").exp(),
-            opacities=self._movable("opacities").sigmoid().squeeze(-1),
-            colors=self._colors(camera_to_world[0, :, 3]),
+            means=values["means"],
+            quats=values["quats"],
+            scales=values["scales"].exp(),
+            opacities=values["opacities"].sigmoid().squeeze(-1),
+            colors=self._colors(values, camera_to_world[0, :, 3]),
             viewmats=splatfacto.get_viewmat(camera_to_world),
             Ks=camera.get_intrinsics_matrices(),
             width=int(camera.width),
@@ -221,22 +227,20 @@ class SplatField:
         depth = torch.where(alpha > 0, drawn[..., 3:], drawn[..., 3:].detach().max())
         return torch.cat([image, depth], dim=-1)[0]
 
-    def _colors(self, position: Float[Tensor, 3]) -> Float[Tensor, "gaussians 3"]:
+    def _colors(self, values: Mapping[str, Tensor], position: Float[Tensor, 3]) -> Float[Tensor, "gaussians 3"]:
         """Of the Gaussians, seen from a position; those at the end of their range have gradients that lead back."""
         config = self.model.config
         if config.sh_degree == 0:
-            return free_saturated(self._movable("features_dc").sigmoid())
+            return free_saturated(values["features_dc"].sigmoid())
         degree = min(LOADED_STEP // config.sh_degree_interval, config.sh_degree)
-        coefficients = torch.cat([self._movable("features_dc")[:, None], self._movable("features_rest")], dim=1)
-        return clamp_with_way_back(
-            spherical_harmonics(degree, self._movable("means") - position, coefficients) + 0.5, 0
-        )
+        coefficients = torch.cat([values["features_dc"][:, None], values["features_rest"]], dim=1)
+        return clamp_with_way_back(spherical_harmonics(degree, values["means"] - position, coefficients) + 0.5, 0)
 
     def _regularisers(self) -> dict[str, Float[Tensor, ""]]:
         """splatfacto's loss on Gaussians that are much longer than wide (PhysGaussian, arXiv 2311.12198)."""
         config = self.model.config
         if not config.use_scale_regularization:
             return {}
-        scales = self._movable("scales").exp()
+        scales = self._movable()["scales"].exp()
         excess = scales.amax(dim=-1) / scales.amin(dim=-1) - config.max_gauss_ratio
         return {"scale_reg": 0.1 * excess.clamp_min(0).mean()}
