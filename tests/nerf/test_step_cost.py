@@ -9,7 +9,7 @@ import pytest
 import torch
 from edit_counts import ENCODE, EditCounts
 from nerfstudio.field_components.encodings import HashEncoding
-from small_edit import edit_config_for, run
+from small_edit import VIEWS, edit_config_for, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mistakes import message_of
 
@@ -36,6 +36,9 @@ def test_step_waits_once_for_the_device_and_encodes_once(request, diffusion_fold
             reads[place.partition(":")[0].rpartition(".")[2]] += number
     assert reads.pop("step_checks") == 5
     assert reads.pop("progress") == 1
+    assert reads.pop("region", 0) <= 2 * (
+        VIEWS + 1
+    )  # the size of each view's camera, which is on the host beside a GPU
     in_the_strip = {"edit_renders", "gradient_picture", "loss_record", "loss"}
     assert reads.keys() <= in_the_strip and reads.total() < 10, reads  # of which there is one
     _, *steps, _ = counts.steps  # the first has the strip
