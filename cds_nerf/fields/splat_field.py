@@ -129,6 +129,9 @@ class SplatField:
         self.within, self.free_in_source = says, None
         if says is not None:
             self.free_in_source = says(source().model.means.detach().cpu()).to(self.model.device) >= 0.5
+            for name, optimizer in self.optimizers.items():
+                if name in self.model.gauss_params and (state := optimizer.state.get(self.model.gauss_params[name])):
+                    state["exp_avg"][~self.free] = 0  # or those that were free until now would go on for some steps
 
     @property
     def free(self) -> Bool[Tensor, " gaussians"]:

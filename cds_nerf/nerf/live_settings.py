@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import fields
@@ -30,10 +31,16 @@ LIVE_SETTINGS = (
     "guidance.w_cut",
     "guidance.min_timestep",
     "guidance.max_timestep",
+    "region.kind",
+    "region.box_center",
+    "region.box_rotation",
+    "region.box_scale",
 )
-"""Of the pipeline's configuration; each is a text or a number."""
+"""Of the pipeline's configuration; each is a text, a number or three of them."""
 
 PROMPT_NAMES = ("source_prompt", "target_prompt")
+TEXTS = frozenset({*PROMPT_NAMES, "guidance.score", "region.kind"})
+TRIPLES = frozenset({"region.box_center", "region.box_rotation", "region.box_scale"})
 
 FIELD, SOURCE = "field", "source"
 """What a log says of a step before which the edit went back to the source's field."""
@@ -82,7 +89,7 @@ class LiveSettings:
 
         Args:
             step: the first with the new values.
-            values: by setting; a number may be a text that says it.
+            values: by setting; numbers may be a text that says them.
             config: of the pipeline, as it is at the step; it is left as it is.
             fits: raises a UserError if the diffusion model cannot take a configuration.
 
@@ -96,7 +103,7 @@ class LiveSettings:
         if values.get("guidance.score", config.guidance.score) != config.guidance.score:
             _untell_own_numbers(changed.guidance)
         for path, value in values.items():
-            set_value_at(changed, path, _as_like(path, value, value_at(config, path)))
+            set_value_at(changed, path, _read(path, value))
         check_live_settings(changed)
         fits(changed)
         new = {path: value for path in LIVE_SETTINGS if (value := value_at(changed, path)) != value_at(config, path)}
@@ -125,6 +132,7 @@ def check_live_settings(config: Any) -> None:
     if not 0 <= config.w_keep < math.inf:
         raise UserError(f"w_keep is {config.w_keep}; it must be at least 0")
     config.guidance.settle()
+    config.region.terms()
 
 
 def read_changes(path: Path) -> Changes:
@@ -149,9 +157,10 @@ def read_changes(path: Path) -> Changes:
                 continue
             if setting not in LIVE_SETTINGS:
                 raise UserError(f"{path} changes {setting}; what can be changed live is {', '.join(LIVE_SETTINGS)}")
-            wanted = str if setting in (*PROMPT_NAMES, "guidance.score") else int | float
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise UserError(f"{path} sets {setting} to {value!r}; it must be a {_kind(wanted is str)}")
+            if not _is_a_value(setting, value):
+                raise UserError(f"{path} sets {setting} to {value!r}; it must be {_kind(setting)}")
+            if setting in TRIPLES:
+                values[setting] = tuple(value)
     return read
 
 
@@ -174,15 +183,28 @@ def _untell_own_numbers(guidance: CDSGuidanceConfig) -> None:
             setattr(guidance, field.name, value)
 
 
-def _as_like(path: str, value: Any, old: Any) -> Any:
-    """A value as the setting has it."""
-    if isinstance(old, str):
+def _read(path: str, value: Any) -> Any:
+    """A setting's value, as it is or as a text says it."""
+    name = path.rpartition(".")[2]
+    if path in TEXTS:
         return str(value)
     try:
-        return float(value)
+        if path not in TRIPLES:
+            return float(value)
+        numbers = tuple(map(float, re.findall(r"[^\s,()]+", value) if isinstance(value, str) else value))
     except ValueError as error:
-        raise UserError(f"{path.rpartition('.')[2]} is {value!r}; it must be a {_kind(False)}") from error
+        raise UserError(f"{name} is {value!r}; it must be {_kind(path)}") from error
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{name} is {value!r}; it must be {_kind(path)}")
+    return numbers
 
 
-def _kind(is_text: bool) -> str:
-    return "text" if is_text else "number"
+def _is_a_value(path: str, value: Any) -> bool:
+    """Whether a log's value is of the setting's kind."""
+    if path in TRIPLES:
+        return isinstance(value, list) and len(value) == 3 and all(_is_a_value("", number) for number in value)
+    return isinstance(value, str if path in TEXTS else int | float) and not isinstance(value, bool)
+
+
+def _kind(path: str) -> str:
+    return "a text" if path in TEXTS else "three numbers" if path in TRIPLES else "a number"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from nerfstudio.cameras.cameras import Cameras
@@ -13,6 +13,7 @@ from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.viewer.viewer import Viewer
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
+from viser.transforms import SO3
 
 from cds_nerf.diffusion.memory import is_out_of_memory
 from cds_nerf.errors import UserError, first_line
@@ -60,7 +61,7 @@ class LiveTrainer(FiniteStepsTrainer):
     def training_state(self, state: State) -> None:
         self._state = state
 
-    def change_live(self, values: Mapping[str, str]) -> str:
+    def change_live(self, values: Mapping[str, str | Sequence[float]]) -> str:
         """Change settings from the next step on; what to say of it."""
         pipeline = self.pipeline
         changed = pipeline.change_live(values)
@@ -136,6 +137,8 @@ class LiveTrainer(FiniteStepsTrainer):
             if isinstance(self.viewer_state, Viewer):
                 self.viewer_state._trigger_rerender()
             return f"Step {step} begins with the source's field."
+        if request is Request.CROP:
+            return self._edit_within_crop()
         if not step:
             return "Nothing to write: the edit has made no step yet."
         assert self.renders is not None
@@ -146,6 +149,23 @@ class LiveTrainer(FiniteStepsTrainer):
                 return f"**Not saved:** {self.skipped_last} was left out; the last checkpoint is of the time before it."
             self.save_checkpoint(step - 1)
             return f"Step {step - 1} is saved."
+
+    def _edit_within_crop(self) -> str:
+        """Let the box that the viewer crops to be the region; what to say of it."""
+        assert isinstance(self.viewer_state, Viewer)
+        panel = self.viewer_state.control_panel
+        if not panel.crop_viewport:
+            return "**Not changed:** check Crop Viewport in the Render Options, and draw its box around what is edited."
+        box = panel.crop_obb
+        angles = SO3.from_matrix(box.R.numpy()).as_rpy_radians()
+        return self.change_live(
+            {
+                "region.kind": "box",
+                "region.box_center": box.T.tolist(),
+                "region.box_rotation": [float(angles.roll), float(angles.pitch), float(angles.yaw)],
+                "region.box_scale": box.S.tolist(),
+            }
+        )
 
     def _return_to_source(self) -> None:
         """Let the field be the source's, and what optimizers and guidance remember be as before the first step.

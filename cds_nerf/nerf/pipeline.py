@@ -385,6 +385,7 @@ class CDSPipeline(VanillaPipeline):
 
     def _check_fits(self, config: CDSPipelineConfig) -> None:
         CDSGuidance(config.guidance, self.guidance.diffusion)
+        self._make_region(config)
         self.guidance.diffusion.check_prompts(config.source_prompt, config.target_prompt, PROMPT_FLAGS)
 
     def _take_live_settings(self, step: int) -> None:
@@ -398,8 +399,8 @@ class CDSPipeline(VanillaPipeline):
         has_other_prompts = self._asked_of_views(before) != self._asked_of_views(values)
         if has_other_prompts:
             self._embed_prompts()
-        self.region = self._make_region()
-        if has_other_prompts and self.region is not None:
+        self.region = self._make_region(self.config)
+        if (has_other_prompts or before["region.kind"] != values["region.kind"]) and self.region is not None:
             self._look_at_views(self.region, step)
 
     def _set(self, values: Mapping[str, Any]) -> None:
@@ -428,7 +429,7 @@ class CDSPipeline(VanillaPipeline):
         )
         self.datamanager.train_dataset.picture = self.source.made_image  # for the viewer
         self.datamanager.eval_dataset.picture = lambda index: None
-        self.region = self._make_region()
+        self.region = self._make_region(config)
         if self.devices.from_first(self.source.complete(len(self.views), len(self.orbit))):
             return
         self.unedited  # noqa: B018 - now, so that a source that has gone is told before the first step
@@ -451,9 +452,12 @@ class CDSPipeline(VanillaPipeline):
             region.look_at(index)
         self.devices.exchange(None)  # all have been looked at
 
-    def _make_region(self) -> Region | None:
-        """Where the edit may act under the prompts that there are now; None for anywhere."""
-        config = self.config
+    def _make_region(self, config: CDSPipelineConfig) -> Region | None:
+        """Where an edit may act; None for anywhere.
+
+        Raises:
+            UserError: if it cannot be made, such as one of masks that are not there.
+        """
         if not config.w_keep and config.region.kind == "auto":
             return None
         prompts = self._asked_of_views({path: value_at(config, path) for path in LIVE_SETTINGS})

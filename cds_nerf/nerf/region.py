@@ -84,8 +84,6 @@ class RegionConfig:
         low, high = self.ramp
         if not 0 <= low < high <= 1:
             raise UserError(f"--pipeline.region.ramp is {low:g} {high:g}; the first must be less, and both from 0 to 1")
-        if self.ramp != type(self).ramp and GATHERED.isdisjoint(kinds):
-            raise UserError(f"--pipeline.region.ramp is for the regions auto and text, and this one is {self.kind}")
         if "text" in kinds and not self.text.strip():
             raise UserError('--pipeline.region.text is missing: say what the edit may act on, such as "the fox"')
         if self.masks is not None and not self.masks.is_dir():

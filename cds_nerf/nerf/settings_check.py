@@ -10,6 +10,7 @@ import torch
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.live_settings import LOG, read_changes
+from cds_nerf.nerf.region import GATHERED, RegionConfig
 from cds_nerf.nerf.several_devices import device_of
 from cds_nerf.typed_options import as_flag, value_at
 
@@ -47,7 +48,7 @@ def check_values(config: EditConfig) -> None:
     _check_devices(config)
     _check_numbers(config)
     config.pipeline.guidance.settle()
-    config.pipeline.region.terms()
+    _check_region(config.pipeline.region)
     _check_live_changes(config.pipeline.live_changes)
     if (
         "pipeline.encoder_checkpointing" in (config.typed or ())
@@ -63,6 +64,12 @@ def check_values(config: EditConfig) -> None:
     for name in ("mixed_precision", "use_grad_scaler"):
         if getattr(config, name) and config.machine.device_type == "cpu":
             raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
+
+
+def _check_region(region: RegionConfig) -> None:
+    kinds = {kind for _, kind in region.terms()}
+    if region.ramp != type(region).ramp and GATHERED.isdisjoint(kinds):
+        raise UserError(f"--pipeline.region.ramp is for the regions auto and text, and this one is {region.kind}")
 
 
 def _check_live_changes(log: Path | None) -> None:

@@ -12,6 +12,7 @@ from viser import ViserServer
 class Request(Enum):
     """What a button asks an edit to do between two steps."""
 
+    CROP = "Edit within the crop"
     SAVE = "Save a checkpoint now"
     VIDEO = "Video now"
     RETURN = "Back to the source"

@@ -73,15 +73,17 @@ class LivePanel(nn.Module):
         self._shown: dict[str, str] = {}
         self._fields: dict[str, TextField | ChoiceField] = {}
         for path in LIVE_SETTINGS:
-            name = path.rpartition(".")[2]
+            name = path.removeprefix("guidance.").replace(".", "_").replace("region_box", "box")
             label = name.replace("_", " ").capitalize()
             field: TextField | ChoiceField = (
                 ChoiceField(label, values[path], sorted({*score_names(), values[path]}))
                 if name == "score"
-                else TextField(label, str(values[path]))
+                else TextField(label, _text(values[path]))
             )
             self._fields[path] = field
-            setattr(self, f"field_{len(self._fields)}_{name}", field)  # the viewer shows them in the order of the names
+            setattr(
+                self, f"field_{len(self._fields):02}_{name}", field
+            )  # the viewer shows them in the order of the names
         self.field_apply = ViewerButton("Apply", self.take)
         self.field_message = Message("Message")
         for number, request in enumerate(Request, start=1):
@@ -107,14 +109,14 @@ class LivePanel(nn.Module):
 
     def show(self, values: Mapping[str, Any]) -> None:
         """Show what is set."""
-        self._shown = {path: str(values[path]) for path in LIVE_SETTINGS}
+        self._shown = {path: _text(values[path]) for path in LIVE_SETTINGS}
         for path, field in self._fields.items():
             if field.value != self._shown[path]:
                 field.value = self._shown[path]
 
     def follow(self, values: Mapping[str, Any]) -> None:
         """Show what is set if it is not what was shown, as where a log sets it; else what is being typed stays."""
-        if any(self._shown[path] != str(values[path]) for path in LIVE_SETTINGS):
+        if any(self._shown[path] != _text(values[path]) for path in LIVE_SETTINGS):
             self.show(values)
 
     def take(self, button: ViewerButton) -> None:
@@ -142,3 +144,8 @@ class LivePanel(nn.Module):
                 self.requests.append(request)
         else:
             self.field_message.say(f"**{request.question}**")
+
+
+def _text(value: Any) -> str:
+    """A setting's value as it is typed."""
+    return " ".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else str(value)

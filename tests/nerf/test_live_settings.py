@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cds_nerf.errors import Interrupted, UserError
 from cds_nerf.nerf.live_settings import LOG
 from cds_nerf.nerf.pipeline import CDSPipeline
 from cds_nerf.nerf.trainer import CDSTrainer
+from cds_nerf.nerf.viewer_buttons import Request
 
 CHANGES = {
     1: {"target_prompt": "a photo of a lion", "guidance.w_cut": "1.5"},
@@ -101,9 +103,40 @@ def test_new_prompt_makes_the_relevance_anew_on_a_bar(edit_config, monkeypatch, 
     assert "auto" in folders and len([name for name in folders if name.startswith("auto-")]) == 1
 
 
+FAR_BOX = {"region.kind": "box", "region.box_center": "50, 50, 50", "region.box_scale": "0.1 0.1 0.1"}
+
+
+def test_region_that_is_set_live_acts_and_is_repeated(edit_config, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        press_before(patch, {1: FAR_BOX})
+        config = edit_config(max_num_iterations=3, timestamp="changed")
+        pipeline = run(config).pipeline
+    assert pipeline.region.of_view(0, step=2).max() == 0
+    assert pipeline.live_edit._fields["region.box_center"].value == "50 50 50"
+    log = config.get_base_dir() / LOG
+    box = {"region.kind": "box", "region.box_center": [50.0] * 3, "region.box_scale": [0.1] * 3}
+    assert json.loads(log.read_text()) == {"1": box}
+    repeated = edit_config(max_num_iterations=3, timestamp="repeated", pipeline__live_changes=log)
+    run(repeated)
+    assert_equal_states(load_checkpoint(repeated.get_base_dir()), load_checkpoint(config.get_base_dir()))
+
+
+def test_views_are_looked_at_when_the_region_begins_to_ask_them(edit_config, monkeypatch, capsys):
+    press_before(monkeypatch, {1: {"region.kind": "auto-box"}})
+    run(edit_config(max_num_iterations=2, pipeline__region__kind="none"))
+    bars = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Region: ") and "100 %" in line]
+    assert bars[-1].startswith("Region: 7/7")
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        ({"region.kind": "circle"}, "is 'circle'; it must be one of auto, text, masks, box, none"),
+        ({"region.kind": "text"}, "region.text is missing"),
+        ({"region.kind": "masks"}, "but the capture has none"),
+        ({"region.box_scale": "1 2"}, "box_scale is '1 2'; it must be three numbers"),
+        ({"region.box_center": "1 2 nan"}, "box_center is '1 2 nan'; it must be three numbers"),
+        ({"region.kind": "box", "region.box_scale": "1 0 1"}, "each side must be greater than 0"),
         ({"guidance.w_cut": "much"}, "w_cut is 'much'; it must be a number"),
         ({"guidance.w_cut": "-1"}, "w_cut is -1.0; it must be at least 0"),
         ({"guidance.min_timestep": "0.99"}, "min_timestep is 0.99; it must be between 0 and max_timestep"),
@@ -137,6 +170,7 @@ def small_edit_under_way(source_run, diffusion_folder, tmp_path_factory) -> CDSP
         ("[1]", "is no log of live changes"),
         ('{"1": {"seed": 3}}', "changes seed; what can be changed live is source_prompt"),
         ('{"1": {"w_keep": "x"}}', "sets w_keep to 'x'; it must be a number"),
+        ('{"1": {"region.box_scale": [1, 2]}}', "sets region.box_scale to [1, 2]; it must be three numbers"),
     ],
 )
 def test_log_that_cannot_be_repeated_is_told_before_anything_is_made(edit_config, tmp_path, text, message):
@@ -144,7 +178,7 @@ def test_log_that_cannot_be_repeated_is_told_before_anything_is_made(edit_config
     if text is not None:
         log.write_text(text)
     config = edit_config(pipeline__live_changes=log)
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)):
         config.set_timestamp()
 
 
@@ -169,4 +203,17 @@ def test_viewer_has_the_controls_and_opens_no_photograph(edit_config, monkeypatc
     said = press_as_the_viewer_does(pipeline, {"guidance.w_cut": "-1"})
     assert "w_cut is -1.0; it must be at least 0" in said
     assert pipeline.live.at(1)["guidance.w_cut"] == 1.5
+
+    controls = trainer.viewer_state.control_panel
+    assert "check Crop Viewport" in trainer._meet(Request.CROP, step=1)
+    controls.crop_viewport = True
+    controls._crop_center.value, controls._crop_rot.value = (0.1, 0.2, 0.3), (0.0, 0.0, 0.5)
+    controls._crop_scale.value = (1.0, 2.0, 3.0)
+    assert trainer._meet(Request.CROP, step=1).startswith("Changed from step 1 on: region.kind, region.box_center")
+    now = pipeline.live.at(1)
+    assert [now[f"region.box_{name}"] for name in ("center", "rotation", "scale")] == [
+        pytest.approx((0.1, 0.2, 0.3)),
+        pytest.approx((0.0, 0.0, 0.5), abs=1e-6),
+        (1.0, 2.0, 3.0),
+    ]
     trainer.viewer_state.viser_server.stop()

@@ -15,6 +15,7 @@ from small_edit import VIEWS, fresh, run, train_source, write_capture
 from cds_nerf.errors import UserError
 from cds_nerf.fields.orbit import viewed_point
 from cds_nerf.nerf.region import RegionConfig
+from cds_nerf.nerf.settings_check import check_values
 
 
 def regions(pipeline) -> list[torch.Tensor]:
@@ -163,6 +164,7 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
         ({"ramp": (0.1, 0.2), "kind": "box"}, "region.ramp is for the regions auto and text, and this one is box"),
     ],
 )
-def test_ramps_that_cannot_be_are_told(settings, told):
+def test_ramps_that_cannot_be_are_told(edit_config, settings, told):
+    config = edit_config(**{f"pipeline__region__{name}": value for name, value in settings.items()})
     with pytest.raises(UserError, match=re.escape(told)):
-        RegionConfig(**settings).terms()
+        check_values(config)
