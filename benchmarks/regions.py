@@ -1,6 +1,6 @@
 """What each kind of region keeps of the surroundings: the demo's colour edit, its region made in every way.
 
-    python benchmarks/regions.py [--seeds 0 1 2] [--fields splats nerf] [--output outputs/regions]
+    python benchmarks/regions.py [--seeds 0 1 2] [--fields splats nerf] [--w-keep 3] [--output outputs/regions]
 
 Each seed is another scene of the same caption. Everything is as `cds-nerf demo` does it, but for the region; what is
 done is kept. The table has the mean over the seeds, and the worst of them. A region is measured for each latent, of
@@ -31,8 +31,6 @@ from cds_nerf.evaluation.fidelity import outside, psnr
 from cds_nerf.shapes.dataset import Capture, edit_name
 
 TARGET = "a photo of a blue cube on a wooden floor"
-KINDS = ("auto", "text", "masks", "box", "none")
-"""Of regions, in the table's order."""
 LATENT_PIXELS = 4
 """Of the bundled diffusion model."""
 
@@ -45,6 +43,10 @@ class RegionsBenchmark:
     """Of the demo."""
     fields: tuple[Literal["nerf", "splats"], ...] = ("splats", "nerf")
     """As in the demo's --field."""
+    kinds: tuple[str, ...] = ("auto", "text", "masks", "box", "none")
+    """Of regions, in the table's order."""
+    w_keep: float | None = None
+    """Weight of the keep loss, by default the demo's."""
     output: Path = Path("outputs/regions")
     """Folder for everything."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -61,7 +63,7 @@ class RegionsBenchmark:
         )
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
         for kind in self.fields:
-            for region in KINDS:
+            for region in self.kinds:
                 edits = [found[kind, seed][region] for seed in self.seeds]
                 after = [edit["after"] for edit in edits]
                 lost = [edit["before"]["psnr_outside"] - edit["after"]["psnr_outside"] for edit in edits]
@@ -77,13 +79,16 @@ class RegionsBenchmark:
     def _edits(self, kind: str, seed: int) -> Iterator[tuple[str, Quality]]:
         """Of one scene, one after the other, since they share their source; the first reconstructs it."""
         folder = demo_folder(self.output, kind, seed)
-        for region in KINDS:
-            settings: dict[str, Any] = {}
+        for region in self.kinds:
+            settings: dict[str, Any] = {} if self.w_keep is None else {"pipeline.w-keep": self.w_keep}
             if region != "auto":
-                settings = {"pipeline.region.kind": region, **self._settings(region, folder)}
+                settings |= {"pipeline.region.kind": region, **self._settings(region, folder)}
             if region not in ("auto", "text"):  # the others have no ramp
                 settings["pipeline.region.ramp"] = None
-            yield region, demo_quality(self.output, kind, seed, TARGET, region, settings)
+            yield region, demo_quality(self.output, kind, seed, TARGET, self._label(region), settings)
+
+    def _label(self, region: str) -> str:
+        return region if self.w_keep is None else f"{region}-keep-{self.w_keep:g}"
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:
         """How much is lost of the unedited field's PSNR to the true edit, in dB, further than a latent from objects."""
@@ -95,7 +100,7 @@ class RegionsBenchmark:
         further = outside(F.max_pool2d(masks, 2 * LATENT_PIXELS + 1, stride=1, padding=LATENT_PIXELS))
         before, after = (
             psnr(_read(folder / "held_out" / name, names), true_views, further).mean().item()
-            for name in ("source", f"{edit}-{region}")
+            for name in ("source", f"{edit}-{self._label(region)}")
         )
         return before - after
 
