@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import model_info
+
 from cds_nerf.errors import UserError
+
+HUB_TIMEOUT = 10.0
+"""Seconds in which the Hugging Face Hub has to answer."""
 
 
 def from_cache_or_hub(kind: Any, model: str) -> Any:
@@ -17,12 +23,17 @@ def from_cache_or_hub(kind: Any, model: str) -> Any:
     Raises:
         UserError: if it cannot be had.
     """
+    is_folder = model.startswith(("/", ".", "~")) or Path(model).exists()
     weights = {"use_safetensors": True} if hasattr(kind, "parameters") else {}
     try:
         try:
             return kind.from_pretrained(model, local_files_only=True, **weights)
         except OSError:
+            if is_folder:
+                raise
+            model_info(model, timeout=HUB_TIMEOUT)  # says at once what `from_pretrained` tries again and again for
             return kind.from_pretrained(model, **weights)
     except Exception as error:  # of transformers, the hub's client and its HTTP library, each its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"{model} cannot be had ({reason})") from error
+        where = "" if is_folder else " from the Hugging Face Hub"
+        raise UserError(f"{model} cannot be had{where} ({reason})") from error

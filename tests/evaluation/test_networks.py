@@ -9,6 +9,7 @@ from tiny_judges import save_tiny_clip, save_tiny_dino
 from torchvision.transforms.functional import normalize
 
 from cds_nerf.errors import UserError
+from cds_nerf.evaluation import pretrained
 from cds_nerf.evaluation.clip import (
     CLIPFeatures,
     directional_consistency,
@@ -79,3 +80,16 @@ def test_structure_distance_is_that_of_the_last_layers_keys(tmp_path, pictures):
 def test_model_that_cannot_be_had_is_named(judge, tmp_path):
     with pytest.raises(UserError, match=r"nothing here cannot be had \("):
         judge(str(tmp_path / "nothing here"))
+
+
+def test_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def ask(model: str, **_: object) -> None:
+        asked.append(model)
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(pretrained, "model_info", ask)
+    with pytest.raises(UserError, match=r"owner/name cannot be had from the Hugging Face Hub \(no such host\)"):
+        CLIPFeatures("owner/name")
+    assert asked == ["owner/name"]
