@@ -6,6 +6,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cds-nerf {cds_nerf.__version__}")
         return 0
     print_advice_alone("cds-nerf")
+    # What nerfstudio calls, and torch will not have some day, is not for who runs a command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|nerfstudio)\.")
     if not sys.stderr.isatty():  # the libraries' own bars, such as of downloads: the first import of tqdm looks at it
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     for stream in (sys.stdout, sys.stderr):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 from small_edit import SOURCE_PROMPT, TARGET_PROMPT, load_checkpoint, run
@@ -47,6 +49,12 @@ def test_history_of_an_edit_of_an_edit_repeats_it(edit_config, source_run, tmp_p
     capsys.readouterr()
     assert main(["history", str(second.get_base_dir())]) == 0
     assert "is not there any more; what came before it is not known" in capsys.readouterr().out
+
+
+def test_command_is_told_nothing_that_is_for_nerfstudios_developers(source_run):
+    words = [sys.executable, "-m", "cds_nerf.cli", "history", str(source_run)]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"1. {source_run}") and result.stderr == ""
 
 
 @pytest.mark.parametrize(
