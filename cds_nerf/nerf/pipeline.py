@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,21 +13,16 @@ import torch
 import torch.nn.functional as F
 import tyro
 from jaxtyping import Float
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.utils.external import TCNN_EXISTS
-from torch import Tensor, nn
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
-from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
-from cds_nerf.fields.field import Field
 from cds_nerf.fields.growing import GrowingConfig
-from cds_nerf.fields.kinds import field_of
 from cds_nerf.fields.orbit import orbit_cameras, viewed_distance
 from cds_nerf.fields.ray_rendering import rescale_camera
 from cds_nerf.finite import are_finite
@@ -41,6 +34,7 @@ from cds_nerf.nerf.datamanager import (
     CDSDataManagerConfig,
     CDSImageDataManager,
 )
+from cds_nerf.nerf.field_pipeline import FieldPipeline
 from cds_nerf.nerf.gradient_picture import PulledView
 from cds_nerf.nerf.live_settings import (
     LIVE_SETTINGS,
@@ -52,7 +46,6 @@ from cds_nerf.nerf.live_settings import (
 )
 from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
 from cds_nerf.nerf.several_devices import Devices, device_of
-from cds_nerf.nerf.source_run import model_state, read_checkpoint
 from cds_nerf.nerf.step_checks import StepChecks
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.nerf.viewer_panel import LivePanel
@@ -140,7 +133,7 @@ class CDSPipelineConfig(VanillaPipelineConfig):
         vars(self).update(vars(type(self)()) | state)
 
 
-class CDSPipeline(VanillaPipeline):
+class CDSPipeline(FieldPipeline):
     """Renders training views of a field, and hands their latents to the guidance.
 
     The diffusion model is no part of the pipeline's state, and is loaded for an edit only.
@@ -287,11 +280,6 @@ class CDSPipeline(VanillaPipeline):
             latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
             latents.register_hook(lambda gradient: latent_relevance * gradient)
         return latents
-
-    @cached_property
-    def field(self) -> Field:
-        """The model as an edit sees it."""
-        return field_of(self.model, self.config.rays_per_chunk)
 
     def render_view(
         self, index: int, seed: int
@@ -476,22 +464,6 @@ class CDSPipeline(VanillaPipeline):
             asked=asked,
         )
 
-    @cached_property
-    def unedited(self) -> Field:
-        """A field of its own with the source's weights, whatever the edit has made of the model by now.
-
-        Raises:
-            UserError: if the source's checkpoint is not there, or does not fit.
-        """
-        model = compatibility.copy_of(self.model)
-        unedited = field_of(model, self.config.rays_per_chunk)
-        with self._source_checkpoint() as source:
-            state = {name.removeprefix("_model."): value for name, value in model_state(source["pipeline"]).items()}
-            unedited.prepare_to_load(source["step"], state)
-            check_fits(state, model.state_dict())
-            nn.Module.load_state_dict(model, state)
-        return unedited
-
     def _measure_relevance(
         self, latents: Float[Tensor, "1 channels h w"], kind: str, index: int
     ) -> Float[Tensor, "1 1 h w"]:
@@ -521,97 +493,10 @@ class CDSPipeline(VanillaPipeline):
         )
         self.guidance.strengths.clear()  # a trial is no step
 
-    @contextmanager
-    def source_weights(self) -> Iterator[None]:
-        """Within, the field is the unedited one, whatever the edit has made of it by now."""
-        edited = self.field
-        self.field, self._model = self.unedited, self.unedited.model
-        try:
-            yield
-        finally:
-            self.field, self._model = edited, edited.model
-
-    def load_source(self) -> None:
-        """Take the weights of the source run's checkpoint, and nothing else of it.
-
-        Raises:
-            UserError: if they do not fit the model.
-        """
-        with self._source_checkpoint() as source:
-            self.load_pipeline(source["pipeline"], source["step"])
-
-    @contextmanager
-    def _source_checkpoint(self) -> Iterator[dict[str, Any]]:
-        path = self.config.source_checkpoint
-        assert path is not None
-        source = read_checkpoint(path)
-        try:
-            yield source
-        except UserError as error:
-            raise UserError(f"the checkpoint {path} does not fit: {error}") from error
-
-    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Load a checkpoint's weights, all of them or none.
-
-        Raises:
-            UserError: if the keys or shapes are not the model's; the message names the first that are not.
-        """
-        self.prepare_to_load(loaded_state, step)
-        state = model_state(loaded_state)
-        check_fits(state, self.state_dict())
-        self.load_state_dict(state)
-
-    def prepare_to_load(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Give the model's parameters the shapes that they have in a checkpoint, so that optimizers can be made."""
-        state = model_state(loaded_state)
-        self.field.prepare_to_load(step, {name.removeprefix("_model."): value for name, value in state.items()})
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = True, assign: bool = False) -> Any:
-        """Load weights, all of them or none, into the parameters that are there, which the optimizers know.
-
-        nerfstudio's own falls back to those that fit, and its splats make other parameters.
-        """
-        return nn.Module.load_state_dict(self, state_dict, strict=True)
-
-    def get_training_callbacks(
-        self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> list[TrainingCallback]:
-        """Those of the field: the model's own were for the source's training."""
-        return self.field.callbacks(training_callback_attributes)
-
     def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics on the evaluation photographs, which are loaded now if they are not."""
         self.datamanager.load_eval_photographs()
         return super().get_average_eval_image_metrics(*args, **kwargs)
-
-    def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """What an edit may move, by the names of its optimizers."""
-        return self.field.parameter_groups()
-
-
-def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Check that weights are all of a model's, by its own names, and in its shapes.
-
-    Args:
-        state: the weights.
-        own: the model's.
-
-    Raises:
-        UserError: if they are not; the first that are not are named.
-    """
-    problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} is not the model's" for key in state if key not in own]
-    problems += [
-        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    if problems:
-        hint = "was it made with other --pipeline.model settings?"
-        if any(key.endswith("tcnn_encoding.params") for key in state) and not TCNN_EXISTS:
-            hint = "it was trained with tiny-cuda-nn, which is not installed here"
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"{'; '.join(problems[:4])}{more}: {hint}")
 
 
 def _why_not_finite(losses: Mapping[str, Tensor]) -> str:
