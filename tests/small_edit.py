@@ -82,6 +82,16 @@ def write_capture(
     return folder
 
 
+def write_masks(folder: Path) -> Path:
+    """A mask for each view of the capture, white on its left half; the folder."""
+    folder.mkdir()
+    for index in range(VIEWS):
+        mask = Image.new("L", (WIDTH, HEIGHT), 0)
+        mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
+        mask.save(folder / f"{index:03d}.png")
+    return folder
+
+
 def train_source(config: TrainerConfig, capture: Path, output: Path, **model: Any) -> Path:
     """Train a small field for a few steps; the run's folder."""
     config.output_dir = output

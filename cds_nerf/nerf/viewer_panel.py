@@ -81,9 +81,8 @@ class LivePanel(nn.Module):
                 else TextField(label, _text(values[path]))
             )
             self._fields[path] = field
-            setattr(
-                self, f"field_{len(self._fields):02}_{name}", field
-            )  # the viewer shows them in the order of the names
+            # The viewer shows them in the order of the names.
+            setattr(self, f"field_{len(self._fields):02}_{name}", field)
         self.field_apply = ViewerButton("Apply", self.take)
         self.field_message = Message("Message")
         for number, request in enumerate(Request, start=1):

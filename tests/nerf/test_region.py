@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_edit import VIEWS, fresh, run, train_source, write_capture
+from small_edit import VIEWS, fresh, run, train_source, write_capture, write_masks
 
 from cds_nerf.errors import UserError
 from cds_nerf.fields.orbit import viewed_point
@@ -71,13 +71,7 @@ def test_box_is_seen_where_it_is(edit_config):
 
 
 def test_kinds_combine(edit_config, tmp_path):
-    folder = tmp_path / "masks"
-    folder.mkdir()
-    for index in range(VIEWS):
-        mask = Image.new("L", (40, 24), 0)
-        mask.paste(255, (0, 0, 20, 24))
-        mask.save(folder / f"{index:03d}.png")
-    everywhere = {"box_scale": (9.0, 9.0, 9.0), "masks": folder}
+    everywhere = {"box_scale": (9.0, 9.0, 9.0), "masks": write_masks(tmp_path / "masks")}
     without = edited(edit_config, kind="box-masks", **everywhere)
     for region in regions(without):
         left, right = region.tensor_split(2, dim=2)

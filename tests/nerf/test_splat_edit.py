@@ -12,8 +12,7 @@ import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.eval_utils import eval_setup
-from PIL import Image
-from small_edit import VIEWS, edit_config_for, load_checkpoint, run, train_splat_source
+from small_edit import VIEWS, edit_config_for, load_checkpoint, run, train_splat_source, write_masks
 from test_edit import assert_equal_states, interrupt_at
 
 from cds_nerf.fields.growing import source_indices
@@ -49,25 +48,13 @@ def test_edit_moves_all_of_every_gaussian_and_keeps_their_number(splat_edit, spl
     assert len(list((config.get_base_dir() / "edited_views").glob("*.png"))) == VIEWS
 
 
-@pytest.fixture
-def masks(tmp_path) -> Path:
-    """White on the left half of every view."""
-    folder = tmp_path / "masks"
-    folder.mkdir()
-    for index in range(VIEWS):
-        mask = Image.new("L", (40, 24), 0)
-        mask.paste(255, (0, 0, 20, 24))
-        mask.save(folder / f"{index:03d}.png")
-    return folder
-
-
 @pytest.mark.parametrize("growing", ["off", "greatest"])
-def test_gaussians_outside_the_region_stay_to_the_last_bit(splat_edit, splat_run, masks, growing):
+def test_gaussians_outside_the_region_stay_to_the_last_bit(splat_edit, splat_run, tmp_path, growing):
     settings = {"pipeline__growing__share": 0.5, "pipeline__growing__every": 1} if growing != "off" else {}
     config = splat_edit(
         max_num_iterations=4,
         pipeline__region__kind="masks",
-        pipeline__region__masks=masks,
+        pipeline__region__masks=write_masks(tmp_path / "masks"),
         pipeline__growing__kind=growing,
         **settings,
     )
