@@ -33,7 +33,16 @@ def demo_folder(output: Path, kind: str, seed: int) -> Path:
     return output / f"{kind}-{seed}"
 
 
-def demo_quality(output: Path, kind: str, seed: int, target: str, label: str, edit: Mapping[str, Any]) -> Quality:
+def demo_quality(
+    output: Path,
+    kind: str,
+    seed: int,
+    target: str,
+    label: str,
+    edit: Mapping[str, Any],
+    source: str = SOURCE,
+    detail: bool = False,
+) -> Quality:
     """Run a demo where it has not been, with one thread; edits of one scene one after the other.
 
     Args:
@@ -43,6 +52,8 @@ def demo_quality(output: Path, kind: str, seed: int, target: str, label: str, ed
         target: caption of the edit.
         label: tells the settings apart.
         edit: settings over those of the recipe's edit; None takes one away.
+        source: caption of the scene.
+        detail: whether the scene has some.
 
     Raises:
         CalledProcessError: if the demo fails; its log lies in `output`.
@@ -56,7 +67,8 @@ def demo_quality(output: Path, kind: str, seed: int, target: str, label: str, ed
         own.parent.mkdir(parents=True, exist_ok=True)
         settings = {key: value for key, value in (recipe["edit"] | edit).items() if value is not None}
         own.write_text(yaml.safe_dump(recipe | {"name": name, "edit": settings}), "utf8")
-        words = ["--source", SOURCE, "--target", target, "--seed", str(seed), "--recipe", str(own)]
+        words = ["--source", source, "--target", target, "--seed", str(seed), "--recipe", str(own)]
+        words += ["--detail"] if detail else []
         with own.with_suffix(".log").open("w") as log:
             subprocess.run(
                 [sys.executable, "-m", "cds_nerf.cli", "demo", *words, "--output", str(folder)],

@@ -1,0 +1,45 @@
+"""The scores and weights that the benchmarks of images and of fields compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+STRUCTURE = {"contrastive_layers": (1, 2), "contrastive_query": "target"}
+"""The layers of the bundled UNet that tell structure from colour best, and the paper's query."""
+RUNS: dict[str, dict[str, Any]] = {
+    "dds": {"score": "dds"},
+    "cds, w_cut 15": {"score": "cds"},
+    "cds, relative 0.3": {"score": "cds", "relative_w_cut": 0.3},
+    "cds, relative 1": {"score": "cds", "relative_w_cut": 1.0},
+    "cds, relative 0.3, layers 1 2, target": {"score": "cds", "relative_w_cut": 0.3, **STRUCTURE},
+    "cds, relative 1, layers 1 2, target": {"score": "cds", "relative_w_cut": 1.0, **STRUCTURE},
+    "dds, decreasing": {"score": "dds", "timestep_schedule": "decreasing"},
+    "cds, relative 0.3, decreasing": {"score": "cds", "relative_w_cut": 0.3, "timestep_schedule": "decreasing"},
+    "sds": {"score": "sds"},
+    "sds, relative 0.3": {"score": "sds", "relative_w_cut": 0.3},
+    "pds": {"score": "pds"},
+    "pds, relative 0.3": {"score": "pds", "relative_w_cut": 0.3},
+    "ids": {"score": "ids"},
+    "ids, relative 0.3": {"score": "ids", "relative_w_cut": 0.3},
+}
+"""What is compared: settings of `CDSGuidanceConfig`, over those that suit the model and the score's paper's own."""
+QUICK = ("dds", "cds, w_cut 15", "cds, relative 0.3", "cds, relative 0.3, layers 1 2, target")
+"""What the quick mode compares."""
+OF_FIELDS = (
+    "dds",
+    "cds, w_cut 15",
+    "cds, relative 0.3",
+    "cds, relative 0.3, layers 1 2, target",
+    "cds, relative 1, layers 1 2, target",
+)
+"""What is compared in fields, whose edits take a hundred times as long as an image's."""
+
+
+def mean_and_spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    """A cell of a table: the mean over the seeds, ± their standard deviation."""
+    numbers = torch.tensor(values)
+    spread = f" ± {numbers.std():{form}}" if len(values) > 1 else ""
+    return f"{numbers.mean():{form}}{spread}{unit}"

@@ -1,0 +1,195 @@
+"""Images of the bundled world with detail, edited by each score and measured on the way."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from compared_scores import RUNS, mean_and_spread
+from torch import Tensor
+
+from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
+from cds_nerf.evaluation.detail import detail_kept
+from cds_nerf.evaluation.fidelity import outside, psnr
+from cds_nerf.evaluation.silhouette import silhouette_overlap
+from cds_nerf.files import whole_file
+from cds_nerf.image.latent_descent import DescentStep
+from cds_nerf.shapes import prior_path
+from cds_nerf.shapes.classifier import AttributeClassifier
+from cds_nerf.shapes.render import render
+from cds_nerf.shapes.scene import ATTRIBUTES, Detail, Scene
+from cds_nerf.shapes.training.renders import SIZE, random_view
+
+HELD_OUT_SEED = 3 * 10**6
+"""Far from the seeds of the prior's training renders."""
+EVERY = 5
+"""Steps between measurements."""
+MEASURES = {
+    "psnr": ("PSNR to the true edit, dB", ".1f"),
+    "outside": ("outside, dB", ".1f"),
+    "silhouette": ("silhouette", ".2f"),
+    "detail": ("detail kept", ".2f"),
+}
+"""What is measured beside success, with heading and form."""
+Curve = list[dict[str, float]]
+"""The measures of a run at one step after another."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images to edit, and their true edits."""
+
+    sources: list[Scene]
+    """What they show."""
+    targets: list[Scene]
+    """What they are to show."""
+    images: Tensor
+    """[N,3,H,W] in 0..1."""
+    truth: Tensor
+    """[N,3,H,W]: the true edits."""
+    plain: Tensor
+    """[N,3,H,W]: the true edits without a pattern."""
+    empty: Tensor
+    """[N,3,H,W]: the true edits without the object."""
+    mask: Tensor
+    """[N,1,H,W] in 0..1: the objects before and after."""
+    target_mask: Tensor
+    """[N,1,H,W] in 0..1: the objects after."""
+
+    @classmethod
+    def draw(cls, attribute: str, seed: int, count: int) -> Cases:
+        """Random scenes with detail, and another word for one attribute of each."""
+        draw = random.Random(f"{HELD_OUT_SEED}/{attribute}/{seed}")
+        sources, targets, pictures = [], [], []
+        for _ in range(count):
+            scene, pose = random_view(Scene(*(draw.choice(words) for words in ATTRIBUTES.values())), draw)
+            scene = replace(scene, detail=Detail.draw(draw))
+            word = draw.choice([word for word in ATTRIBUTES[attribute] if word != getattr(scene, attribute)])
+            target = replace(scene, **{attribute: word})
+            (image, mask), (truth, target_mask), (plain, _), (empty, _) = (
+                render(one, pose, SIZE) for one in (scene, target, replace(target, detail=None), target.without_object)
+            )
+            sources.append(scene)
+            targets.append(target)
+            pictures.append((image, truth, plain, empty, torch.maximum(mask, target_mask), target_mask))
+        return cls(sources, targets, *(torch.cat(column) for column in zip(*pictures, strict=True)))
+
+
+@dataclass
+class ImageScores:
+    """Edits of images: what each score keeps at equal success."""
+
+    count: int = 12
+    """Images edited for each seed and attribute."""
+    steps: int = 50
+    """Of each edit."""
+    output: Path = Path("outputs/scores")
+    """Folder for what was measured."""
+    judge: AttributeClassifier = field(init=False, default_factory=AttributeClassifier.from_pretrained)
+    diffusion: LatentDiffusion = field(
+        init=False, default_factory=lambda: LatentDiffusion.from_pretrained(prior_path())
+    )
+
+    def section(
+        self, attribute: str, region: str, names: tuple[str, ...], seeds: tuple[int, ...], plot: Path
+    ) -> list[str]:
+        """The lines of a table, and its plot.
+
+        Args:
+            attribute: what the edits change, one of `ATTRIBUTES`.
+            region: "off", or "on": the edit may act on the object alone, or for a floor on everything else.
+            names: of the settings in `RUNS`.
+            seeds: each draws other scenes, views, timesteps and noise.
+            plot: where the curves go.
+        """
+        found = {name: [self._measured(attribute, seed, name, region) for seed in seeds] for name in names}
+        lines = [f"| score | success | {' | '.join(heading for heading, _ in MEASURES.values())} |"]
+        lines.append(f"| --- |{' ---: |' * (1 + len(MEASURES))}")
+        for name, curves in found.items():
+            ends = [curve[-1] for curve in curves]
+            cells = [mean_and_spread([100 * end["success"] for end in ends], ".0f", " %")]
+            cells += [mean_and_spread([end[key] for end in ends], form) for key, (_, form) in MEASURES.items()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        _plot(found, plot)
+        return [*lines, "", f"![Curves]({plot.name})"]
+
+    def _measured(self, attribute: str, seed: int, name: str, region: str) -> Curve:
+        label = "".join(letter if letter.isalnum() else "-" for letter in name)
+        path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.count}-{self.steps}.json"
+        if not path.exists():
+            print(path.stem, flush=True)
+            curve = list(self._edit(Cases.draw(attribute, seed, self.count), attribute, seed, RUNS[name], region))
+            with whole_file(path) as file:
+                file.write_text(json.dumps(curve, indent=1) + "\n", "utf8")
+        return json.loads(path.read_text("utf8"))
+
+    def _edit(
+        self, cases: Cases, attribute: str, seed: int, settings: dict[str, Any], region: str
+    ) -> Iterator[dict[str, float]]:
+        suited = dict(self.diffusion.settings.guidance.get(settings["score"], {}))
+        if "relative_w_cut" in settings:
+            suited.pop("w_cut", None)
+        kept: list[tuple[int, Tensor]] = []
+
+        def keep(step: DescentStep) -> None:
+            if step.step % EVERY == 0:
+                kept.append((step.step, step.latents.clone()))
+
+        edit = edit_image(
+            cases.images,
+            [scene.caption for scene in cases.sources],
+            [scene.caption for scene in cases.targets],
+            self.diffusion,
+            CDSGuidanceConfig(**(suited | settings)),
+            steps=self.steps,
+            seed=seed,
+            mask=_region(cases, attribute)[:, 0] if region == "on" else None,
+            callback=keep,
+            progress=False,
+        )
+        surroundings = outside(F.max_pool2d(cases.mask, 5, stride=1, padding=2))  # not its edge nor its foot
+        with torch.no_grad():
+            unedited = self.diffusion.decode(edit.source_latents)
+            for step, latents in kept:
+                image = self.diffusion.decode(latents)
+                seen = self.judge.classify(image)
+                right = [words == scene.words for words, scene in zip(seen, cases.targets, strict=True)]
+                silhouettes = silhouette_overlap(image, cases.truth, cases.empty, cases.target_mask)
+                details = detail_kept(image, cases.truth, cases.plain, cases.target_mask)
+                yield {
+                    "step": step,
+                    "success": sum(right) / len(right),
+                    "psnr": psnr(image, cases.truth).mean().item(),
+                    "outside": psnr(image, unedited, surroundings).nanmean().item(),
+                    "silhouette": silhouettes.nanmean().item(),
+                    "detail": details.nanmean().item(),
+                }
+
+
+def _region(cases: Cases, attribute: str) -> Tensor:
+    """Where the edit may act if the region is on: the object, or for a floor everything else."""
+    covered = F.max_pool2d(cases.mask, 3, stride=1, padding=1)
+    return (cases.mask < 1).float() if attribute == "floor" else covered
+
+
+def _plot(curves: dict[str, list[Curve]], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(18, 4.5), layout="constrained")
+    for axis, (key, (heading, _)) in zip(axes, MEASURES.items(), strict=True):
+        for name, seeds in curves.items():
+            success, measure = (
+                torch.tensor([[point[what] for point in curve] for curve in seeds]).mean(dim=0)
+                for what in ("success", key)
+            )
+            axis.plot(100 * success, measure, "o-", markersize=3, label=name)
+        axis.set(xlabel="success, %", ylabel=heading)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=90)
+    plt.close(figure)
