@@ -26,6 +26,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "ids, relative 0.3": {"score": "ids", "relative_w_cut": 0.3},
 }
 """What is compared: settings of `CDSGuidanceConfig`, over those that suit the model and the score's paper's own."""
+LAYERS: dict[str, dict[str, Any]] = {
+    f"layers {' '.join(map(str, layers)) or 'all'}, query {query}": {
+        "score": "cds",
+        "relative_w_cut": 0.3,
+        "contrastive_layers": layers,
+        "contrastive_query": query,
+    }
+    for query in ("source", "target")
+    for layers in ((), (0,), (1,), (2,), (3,), (1, 2))
+}
+"""Which self-attentions take part, from coarse to fine, and who queries: an ablation."""
 QUICK = ("dds", "cds, w_cut 15", "cds, relative 0.3", "cds, relative 0.3, layers 1 2, target")
 """What the quick mode compares."""
 OF_FIELDS = (

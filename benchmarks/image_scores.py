@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from compared_scores import RUNS, mean_and_spread
+from compared_scores import LAYERS, RUNS, mean_and_spread
 from torch import Tensor
 
 from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
@@ -67,19 +67,30 @@ class Cases:
     def draw(cls, attribute: str, seed: int, count: int) -> Cases:
         """Random scenes with detail, and another word for one attribute of each."""
         draw = random.Random(f"{HELD_OUT_SEED}/{attribute}/{seed}")
-        sources, targets, pictures = [], [], []
-        for _ in range(count):
-            scene, pose = random_view(Scene(*(draw.choice(words) for words in ATTRIBUTES.values())), draw)
+        sources = [Scene(*(draw.choice(words) for words in ATTRIBUTES.values())) for _ in range(count)]
+        targets = [
+            replace(
+                scene, **{attribute: draw.choice([w for w in ATTRIBUTES[attribute] if w != getattr(scene, attribute)])}
+            )
+            for scene in sources
+        ]
+        return cls.of(sources, targets, draw)
+
+    @classmethod
+    def of(cls, sources: Sequence[Scene], targets: Sequence[Scene], draw: random.Random) -> Cases:
+        """These scenes with their targets' words, with detail and all else drawn, each from somewhere."""
+        drawn, edited, pictures = [], [], []
+        for source, words in zip(sources, targets, strict=True):
+            scene, pose = random_view(source, draw)
             scene = replace(scene, detail=Detail.draw(draw))
-            word = draw.choice([word for word in ATTRIBUTES[attribute] if word != getattr(scene, attribute)])
-            target = replace(scene, **{attribute: word})
+            target = scene.edited(words)
             (image, mask), (truth, target_mask), (plain, _), (empty, _) = (
                 render(one, pose, SIZE) for one in (scene, target, replace(target, detail=None), target.without_object)
             )
-            sources.append(scene)
-            targets.append(target)
+            drawn.append(scene)
+            edited.append(target)
             pictures.append((image, truth, plain, empty, torch.maximum(mask, target_mask), target_mask))
-        return cls(sources, targets, *(torch.cat(column) for column in zip(*pictures, strict=True)))
+        return cls(drawn, edited, *(torch.cat(column) for column in zip(*pictures, strict=True)))
 
 
 @dataclass
@@ -105,7 +116,7 @@ class ImageScores:
         Args:
             attribute: what the edits change, one of `ATTRIBUTES`.
             region: "off", or "on": the edit may act on the object alone, or for a floor on everything else.
-            names: of the settings in `RUNS`.
+            names: of the settings in `RUNS` or `LAYERS`.
             seeds: each draws other scenes, views, timesteps and noise.
             plot: where the curves go.
         """
@@ -125,7 +136,9 @@ class ImageScores:
         path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.count}-{self.steps}.json"
         if not path.exists():
             print(path.stem, flush=True)
-            curve = list(self._edit(Cases.draw(attribute, seed, self.count), attribute, seed, RUNS[name], region))
+            curve = list(
+                self._edit(Cases.draw(attribute, seed, self.count), attribute, seed, (RUNS | LAYERS)[name], region)
+            )
             with whole_file(path) as file:
                 file.write_text(json.dumps(curve, indent=1) + "\n", "utf8")
         return json.loads(path.read_text("utf8"))

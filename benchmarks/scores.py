@@ -1,6 +1,6 @@
 """Which score keeps most at equal success: images and fields of the bundled world with detail, edited by each score.
 
-    python benchmarks/scores.py [--quick] [--seeds 0 1 2] [--what images fields] [--output outputs/scores]
+    python benchmarks/scores.py [--quick] [--seeds 0 1 2] [--what images layers fields] [--output outputs/scores]
 
 An edit of an image is measured on its way, so that every score gives a curve: how many images show the target, against
 how much of the object's pattern and of its surroundings is kept. Every run is kept in a file of its own: the same
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from compared_scores import OF_FIELDS, QUICK, RUNS
+from compared_scores import LAYERS, OF_FIELDS, QUICK, RUNS
 from field_scores import FieldScores
 from image_scores import ImageScores
 
@@ -31,8 +31,8 @@ class ScoresBenchmark:
 
     quick: bool = False
     """Four scores, one seed, images and colours alone."""
-    what: tuple[Literal["images", "fields"], ...] = ("images", "fields")
-    """Of what the edits are."""
+    what: tuple[Literal["images", "layers", "fields"], ...] = ("images", "layers", "fields")
+    """Edits of images, which layers of the UNet take part in them, edits of fields."""
     attributes: tuple[Literal["color", "shape", "floor"], ...] = ("color", "shape", "floor")
     """What edits change."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -61,6 +61,8 @@ class ScoresBenchmark:
         ]
         if "images" in self.what:
             lines += self._images()
+        if "layers" in self.what:
+            lines += self._layers()
         if "fields" in self.what:
             lines += self._fields()
         with whole_file(self.results) as file:
@@ -82,6 +84,19 @@ class ScoresBenchmark:
                 table = images.section(attribute, region, QUICK if self.quick else tuple(RUNS), self.seeds, plot)
                 lines += ["", f"### {attribute}, region {region}", "", *table]
         return lines
+
+    def _layers(self) -> list[str]:
+        plot = self.results.with_name("scores-layers.png")
+        table = ImageScores(output=self.output).section("color", "off", tuple(LAYERS), self.seeds, plot)
+        return [
+            "",
+            "## Which layers",
+            "",
+            "The same edits of colour with the region off: `cds` with `--relative-w-cut 0.3`, of which the "
+            "self-attentions take part that are named, 0 the coarsest.",
+            "",
+            *table,
+        ]
 
     def _fields(self) -> list[str]:
         fields = FieldScores(self.field, self.output)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from compared_scores import OF_FIELDS, QUICK, RUNS, mean_and_spread
+from compared_scores import LAYERS, OF_FIELDS, QUICK, RUNS, mean_and_spread
 from field_scores import edit_of_seed
 from image_scores import Cases, ImageScores
 
@@ -16,7 +16,8 @@ def test_what_is_compared_is_a_setting_of_the_guidance(name: str) -> None:
     assert CDSGuidanceConfig(**RUNS[name]).score == name.split(",")[0].split()[0]
 
 
-def test_parts_of_the_benchmark_are_known_runs() -> None:
+def test_parts_of_the_benchmark_are_known_runs_and_its_layers_settings() -> None:
+    assert len({CDSGuidanceConfig(**settings).contrastive_layers for settings in LAYERS.values()}) == len(LAYERS) / 2
     assert {*QUICK, *OF_FIELDS} <= RUNS.keys()
 
 
