@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
@@ -36,6 +36,21 @@ class Field(Protocol):
             camera: one camera, as a batch [1], at the size to render.
             index: of the training camera that it is.
             seed: of all that is random in the rendering.
+        """
+
+    def render_pixels(
+        self, camera: Cameras, index: int, pixels: Int[Tensor, " pixels"], seed: int
+    ) -> Float[Tensor, "3 pixels"] | None:
+        """Some pixels of a training view, differentiable with respect to the field's parameters.
+
+        Args:
+            camera: one camera, as a batch [1], at the size of the view.
+            index: of the training camera that it is.
+            pixels: counted along the rows.
+            seed: of all that is random in the rendering.
+
+        Returns:
+            None if whole views must be drawn for that, or `hold` leaves nothing to do.
         """
 
     def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.models.base_model import Model
@@ -52,6 +52,16 @@ class RayField:
         torch.manual_seed(seed)
         rays = camera_rays(camera.to(self.model.device), index)
         return render_rays(self.model, rays, self.rays_per_chunk)
+
+    def render_pixels(
+        self, camera: Cameras, index: int, pixels: Int[Tensor, " pixels"], seed: int
+    ) -> Float[Tensor, "3 pixels"]:
+        """Some pixels of a training view, in the model's training mode."""
+        self.model.train()
+        torch.manual_seed(seed)
+        rays = camera_rays(camera.to(self.model.device), index).flatten()[pixels.to(self.model.device)]
+        image, _ = render_rays(self.model, rays.reshape((1, len(pixels))), self.rays_per_chunk)
+        return image[:, 0]
 
     @torch.no_grad()
     def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models import splatfacto
@@ -72,6 +72,12 @@ class SplatField:
         if model.config.use_bilateral_grid:
             image = model._apply_bilateral_grid(image[None], index, *image.shape[:2])[0]
         return image.permute(2, 0, 1), self._regularisers()
+
+    def render_pixels(
+        self, camera: Cameras, index: int, pixels: Int[Tensor, " pixels"], seed: int
+    ) -> Float[Tensor, "3 pixels"] | None:
+        """None: splats are drawn a view at a time, and `hold` leaves what is outside as it is."""
+        return None
 
     @torch.no_grad()
     def render_frame(self, camera: Cameras) -> Float[Tensor, "3 height width"]:

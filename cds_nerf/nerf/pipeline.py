@@ -36,6 +36,7 @@ from cds_nerf.nerf.datamanager import (
 )
 from cds_nerf.nerf.field_pipeline import FieldPipeline
 from cds_nerf.nerf.gradient_picture import PulledView
+from cds_nerf.nerf.held_rays import VIEWS, held_errors
 from cds_nerf.nerf.live_settings import (
     LIVE_SETTINGS,
     LOG,
@@ -85,6 +86,9 @@ class CDSPipelineConfig(VanillaPipelineConfig):
     w_keep: float = 1.0
     """Weight of what keeps a view as the source's outside the region; 0 keeps nothing, and with the region auto lets
     the edit act anywhere."""
+    held_rays: int = 4096
+    """For ray fields: how many rays outside the region, of views drawn before, each step keeps as the source's too; 0
+    for none. What a step changes for one view it changes for others."""
     w_anchor: float = 0.03
     """For splats: weight of what keeps the source's Gaussians outside the region where they are; 0 for none."""
     growing: GrowingConfig = field(default_factory=GrowingConfig)
@@ -171,7 +175,7 @@ class CDSPipeline(FieldPipeline):
         self.field.hold(lambda: self.unedited, lambda: None if self.region is None else self.region.within(step))
         views = self.drawn_per_step
         draws = range(step * views, (step + 1) * views)[self.devices.rank :: self.devices.number]
-        means: dict[str, Tensor] = {}
+        means = self._hold_other_views(step, step * views)
         for draw in draws:
             losses, metrics = self._losses_of_view(step, draw)
             losses = {name: loss / views for name, loss in losses.items()}
@@ -245,6 +249,28 @@ class CDSPipeline(FieldPipeline):
         values = {name: loss.detach() for name, loss in losses.items()}
         self.checks.add(are_finite(values.values()), lambda: _why_not_finite(values))
         return losses, metrics
+
+    def _hold_other_views(self, step: int, drawn: int) -> dict[str, Tensor]:
+        """Add the gradients of rays outside the region, of views drawn before, and give the loss that they have."""
+        config, region = self.config, self.region
+        if region is None or not config.w_keep or not config.held_rays:
+            return {}
+        weight = config.w_keep * 2000 * self.guidance.diffusion.image_multiple**2  # 2000 a latent, as in the view
+        loss = torch.zeros((), device=self.device)
+        for error in held_errors(
+            self.field,
+            self._views_there,
+            region.order[: max(drawn, len(region.prepare(step)))],
+            lambda index: region.of_view(index, step),
+            self.source.image,
+            config.held_rays,
+            seed_for(self.seed, "held rays", step),
+            range(VIEWS)[self.devices.rank :: self.devices.number],
+        ):
+            self._backward({"keep_loss": weight * error})
+            loss += weight * error.detach()
+        self.checks.add(are_finite([loss]), lambda: _why_not_finite({"keep_loss": loss}))
+        return {"keep_loss": loss}
 
     def _losses_outside(
         self,

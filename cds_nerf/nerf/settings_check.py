@@ -30,6 +30,7 @@ AT_LEAST = {
     "pipeline.steps_per_strip": 1,
     "pipeline.orbit_frames": 0,
     "pipeline.w_keep": 0,
+    "pipeline.held_rays": 0,
     "pipeline.w_anchor": 0,
     "pipeline.growing.threshold": 0,
     "pipeline.growing.share": 0,

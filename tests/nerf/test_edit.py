@@ -99,7 +99,7 @@ def test_run_folder_holds_the_record_of_the_edit(edit_config, capsys):
 
 @pytest.mark.quick
 def test_edit_acts_where_the_relevance_is_painted_white_alone(edit_config):
-    config = edit_config(max_num_iterations=1)
+    config = edit_config(max_num_iterations=1, pipeline__held_rays=0)  # whose gradients are there before the losses
     pipeline = run(config).pipeline
     folder = config.get_base_dir() / "source" / "relevance"
     pictures = sorted(folder.glob("*.png"))

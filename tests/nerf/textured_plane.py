@@ -58,6 +58,9 @@ class PlaneField:
         seen = F.grid_sample(self.model.picture, places[None], align_corners=False)[0]
         return seen * (distance > 0).permute(2, 0, 1), {}
 
+    def render_pixels(self, camera: Cameras, index: int, pixels: Tensor, seed: int) -> Tensor | None:
+        return self.render_view(camera, index, seed)[0].flatten(1)[:, pixels]
+
     @torch.no_grad()
     def render_frame(self, camera: Cameras) -> Tensor:
         return self.render_view(camera, index=0, seed=0)[0]
