@@ -31,7 +31,7 @@ class TrainPrior:
 
     work: Path = Path("outputs/prior")
     """Folder for renders, states, logs (*.log.jsonl), and the results: `prior` and `classifier.safetensors`."""
-    renders: int = 24000
+    renders: int = 32000
     """Training images."""
     seed: int = 0
     """Of everything."""

@@ -1,5 +1,6 @@
 """The prior's training, on less of everything."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from torch import Generator, Tensor, nn
 from cds_nerf import LatentDiffusion
 from cds_nerf.shapes import train_prior
 from cds_nerf.shapes.classifier import AttributeClassifier
-from cds_nerf.shapes.scene import ATTRIBUTES, FILLER, all_scenes
+from cds_nerf.shapes.scene import ATTRIBUTES, FILLER, Scene, all_scenes
 from cds_nerf.shapes.train_prior import TrainPrior
 from cds_nerf.shapes.training import autoencoder_stage, classifier_stage, denoiser_stage, loop
 from cds_nerf.shapes.training.autoencoder_stage import new_autoencoder, normalise_latents
 from cds_nerf.shapes.training.denoiser_stage import CAPTION_SHARES, TOKENS, make_tokenizer, tokenize, wordings
 from cds_nerf.shapes.training.loop import Worker, train
-from cds_nerf.shapes.training.renders import random_renders
+from cds_nerf.shapes.training.renders import random_renders, random_view
 
 
 class Regression(nn.Module):
@@ -125,3 +126,9 @@ def test_two_processes_make_a_model_that_diffusers_opens(tmp_path: Path, monkeyp
 
 def _fork(work: object, args: tuple, nprocs: int) -> None:
     train_prior.multiprocessing.start_processes(work, args, nprocs=nprocs, start_method="fork")
+
+
+def test_training_shows_scenes_with_detail_and_plain_ones() -> None:
+    draw = random.Random(1)
+    details = [random_view(Scene("red", "cube", "gray"), draw)[0].detail for _ in range(400)]
+    assert 0.7 < sum(detail is not None for detail in details) / len(details) < 0.8

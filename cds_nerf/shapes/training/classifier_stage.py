@@ -11,7 +11,7 @@ from cds_nerf.shapes.scene import ATTRIBUTES
 from cds_nerf.shapes.training.loop import Worker, train
 from cds_nerf.shapes.training.renders import Renders
 
-STEPS, BATCH, LEARNING_RATE = 2000, 64, 2e-3
+STEPS, BATCH, LEARNING_RATE = 2500, 64, 2e-3
 
 
 class ClassifierObjective(nn.Module):

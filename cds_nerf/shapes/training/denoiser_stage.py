@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from cds_nerf.shapes.scene import ATTRIBUTES, COLORS, FILLER, FLOORS, SHAPES, Scene, article
 from cds_nerf.shapes.training.loop import Worker, train
 
-STEPS, BATCH, LEARNING_RATE = 3200, 32, 8e-4
+STEPS, BATCH, LEARNING_RATE = 4200, 32, 8e-4
 SNR_LIMIT = 5.0
 """Of the min-SNR weights (arXiv 2303.09556)."""
 LEAST_WEIGHT = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int, UInt8
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from cds_nerf.progress import progress_bar
 from cds_nerf.shapes.render import look_at_pose, render
-from cds_nerf.shapes.scene import ATTRIBUTES, Scene, all_scenes, vary
+from cds_nerf.shapes.scene import ATTRIBUTES, Detail, Scene, all_scenes, vary
 
 SIZE = 64
 """Side of the renders."""
 ELEVATIONS = (math.radians(10), math.radians(50))
 """Of the cameras, from to, in radians."""
+DETAILED = 0.75
+"""Share of the scenes with a pattern and stones; the others are plain."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Renders:
 
 def random_view(scene: Scene, draw: random.Random) -> tuple[Scene, Tensor]:
     """The scene with all else drawn, and a pose [1,3,4] from which it is seen."""
-    return vary(scene, draw), look_at_pose(draw.uniform(0, 2 * math.pi), draw.uniform(*ELEVATIONS))[None]
+    detail = Detail.draw(draw) if draw.random() < DETAILED else None
+    return replace(vary(scene, draw), detail=detail), look_at_pose(
+        draw.uniform(0, 2 * math.pi), draw.uniform(*ELEVATIONS)
+    )[None]
 
 
 def random_renders(count: int, seed: int, progress: bool = True) -> Renders:
