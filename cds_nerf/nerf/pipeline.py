@@ -160,9 +160,9 @@ class CDSPipeline(FieldPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """One step of the edit: the mean losses of its views. All that is drawn follows from the seed and the step.
 
-        The losses have the graph of the last view alone; the gradients of the others are in the parameters already, so
-        that no two graphs are alive at once. Each of several devices takes views of its own; the sum of the gradients
-        of all of them is that of the mean.
+        The losses have the graph of the last view alone; the gradients of the others, and of the rays that are held in
+        views drawn before, are in the parameters already, so that no two graphs are alive at once. Each of several
+        devices takes views of its own; the sum of the gradients of all of them is that of the mean.
 
         That the losses and the guidance's gradients are finite is left to `checks`, which are read when the step is
         done: each look at a value would wait for the device.
@@ -210,9 +210,9 @@ class CDSPipeline(FieldPipeline):
 
     def _backward(self, losses: dict[str, Tensor]) -> None:
         """Add a view's gradients to the parameters', scaled and in full precision as the trainer's own are."""
-        assert self.grad_scaler is not None
         with torch.autocast(self.device.type, enabled=False):
-            scaled: Any = self.grad_scaler.scale(torch.stack(list(losses.values())).sum())
+            loss = torch.stack(list(losses.values())).sum()
+            scaled: Any = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
             scaled.backward()
 
     def _losses_of_view(self, step: int, draw: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

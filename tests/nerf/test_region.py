@@ -28,6 +28,7 @@ def edited(edit_config, **region):
 
 
 def gradient_of_the_score(pipeline) -> float:
+    pipeline.config.held_rays = 0  # their gradients are there before the losses
     pipeline.zero_grad()
     _, losses, _ = pipeline.get_train_loss_dict(step=0)
     (losses["dds_loss"] + losses["cut_loss"]).backward()

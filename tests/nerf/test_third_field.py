@@ -41,8 +41,8 @@ def test_textured_plane_is_edited(pipeline, tmp_path):
     assert list(groups) == ["picture"]
     optimizer = torch.optim.Adam(groups["picture"], lr=0.01)
     for step in range(3):
-        _, losses, _ = pipeline.get_train_loss_dict(step)
         optimizer.zero_grad()
+        _, losses, _ = pipeline.get_train_loss_dict(step)
         sum(losses.values()).backward()
         optimizer.step()
     assert (pipeline.model.picture - source).abs().max() > 0.01
