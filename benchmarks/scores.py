@@ -10,7 +10,9 @@ command goes on where it was interrupted. It writes benchmarks/RESULTS.md and it
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,7 +53,7 @@ class ScoresBenchmark:
         lines = [
             "# The scores side by side",
             "",
-            f"`python benchmarks/scores.py{' --quick' if self.quick else ''}`, commit {_commit()}, "
+            f"`{shlex.join(['python', 'benchmarks/scores.py', *sys.argv[1:]])}`, commit {_commit()}, "
             f"{platform.machine()}, on a CPU, with the bundled model, in the bundled world with detail, for each of "
             f"the seeds {', '.join(map(str, self.seeds))}: the mean over them, ± their standard deviation. *Success*: "
             "share of images that show all of the target's words. *Outside*: the object's surroundings. *Detail "
