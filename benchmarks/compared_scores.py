@@ -54,3 +54,8 @@ def mean_and_spread(values: Sequence[float], form: str, unit: str = "") -> str:
     numbers = torch.tensor(values)
     spread = f" ± {numbers.std():{form}}" if len(values) > 1 else ""
     return f"{numbers.mean():{form}}{spread}{unit}"
+
+
+def label_of(name: str) -> str:
+    """A run's name as files may be called."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)

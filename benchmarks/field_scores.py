@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compared_scores import RUNS, mean_and_spread
+from compared_scores import RUNS, label_of, mean_and_spread
 from demo_runs import Quality, demo_quality
 
 from cds_nerf.shapes.scene import ATTRIBUTES, Scene
@@ -67,7 +67,7 @@ class FieldScores:
 
     def _quality(self, attribute: str, seed: int, name: str, region: str) -> Quality:
         source, target = edit_of_seed(attribute, seed)
-        label = "".join(letter if letter.isalnum() else "-" for letter in name) + f"-region-{region}"
+        label = label_of(name) + f"-region-{region}"
         settings = {f"pipeline.guidance.{key.replace('_', '-')}": value for key, value in _plain(RUNS[name])}
         if region == "off":
             settings |= {"pipeline.region.kind": "none", "pipeline.region.ramp": None}

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from compared_scores import LAYERS, RUNS, mean_and_spread
+from compared_scores import LAYERS, RUNS, label_of, mean_and_spread
 from torch import Tensor
 
 from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
@@ -132,7 +132,7 @@ class ImageScores:
         return [*lines, "", f"![Curves]({plot.name})"]
 
     def _measured(self, attribute: str, seed: int, name: str, region: str) -> Curve:
-        label = "".join(letter if letter.isalnum() else "-" for letter in name)
+        label = label_of(name)
         path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.count}-{self.steps}.json"
         if not path.exists():
             print(path.stem, flush=True)

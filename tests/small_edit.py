@@ -193,3 +193,11 @@ def run(config: TrainerConfig) -> Trainer:
 def load_checkpoint(run_folder: Path) -> dict[str, Any]:
     (path,) = (run_folder / "nerfstudio_models").glob("*.ckpt")
     return torch.load(path, weights_only=True)
+
+
+def paint_left_half(folder: Path) -> None:
+    """Paint the regions' pictures in a folder white on the left and black on the right."""
+    for picture in folder.glob("*.png"):
+        painted = Image.new("L", Image.open(picture).size, 0)
+        painted.paste(255, (0, 0, painted.width // 2, painted.height))
+        painted.save(picture)

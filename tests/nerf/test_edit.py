@@ -15,7 +15,17 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from safetensors.torch import load_file
-from small_edit import SMALL_MODEL, TARGET_PROMPT, VIEWS, fresh, load_checkpoint, run, train_source, write_capture
+from small_edit import (
+    SMALL_MODEL,
+    TARGET_PROMPT,
+    VIEWS,
+    fresh,
+    load_checkpoint,
+    paint_left_half,
+    run,
+    train_source,
+    write_capture,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cds_nerf import CDSGuidance, LatentDiffusion
@@ -120,10 +130,7 @@ def test_edit_acts_where_the_relevance_is_painted_white_alone(edit_config):
 def test_guidance_pulls_at_no_pixel_outside_of_what_is_painted_white(edit_config, monkeypatch):
     config = edit_config(max_num_iterations=1)
     pipeline = run(config).pipeline
-    for picture in (config.get_base_dir() / "source" / "relevance").glob("*.png"):
-        painted = Image.new("L", Image.open(picture).size, 0)
-        painted.paste(255, (0, 0, painted.width // 2, painted.height))
-        painted.save(picture)
+    paint_left_half(config.get_base_dir() / "source" / "relevance")
     image, regularisers = pipeline.render_view(pipeline.datamanager.next_view(0, pipeline.seed), seed=0)
     image.retain_grad()
     monkeypatch.setattr(pipeline, "render_view", lambda index, seed: (image, regularisers))

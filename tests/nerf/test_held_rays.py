@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from small_edit import run
+from small_edit import paint_left_half, run
 
 from cds_nerf.nerf.held_rays import VIEWS, held_errors
 
@@ -96,10 +95,7 @@ def test_pixels_of_a_ray_field_are_those_of_its_whole_view(edit_config, monkeypa
 def test_step_of_an_edit_holds_other_views_before_it_looks_at_its_own(edit_config):
     config = edit_config(max_num_iterations=2)
     pipeline = run(config).pipeline
-    for picture in (config.get_base_dir() / "source" / "relevance").glob("*.png"):
-        painted = Image.new("L", Image.open(picture).size, 0)
-        painted.paste(255, (0, 0, painted.width // 2, painted.height))
-        painted.save(picture)
+    paint_left_half(config.get_base_dir() / "source" / "relevance")
     gradients, losses = {}, {}
     for rays in (0, 64):
         pipeline.config.held_rays = rays
