@@ -195,6 +195,7 @@ def _region(cases: Cases, attribute: str) -> Tensor:
 def _plot(curves: dict[str, list[Curve]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(18, 4.5), layout="constrained")
     for axis, (key, (heading, _)) in zip(axes, MEASURES.items(), strict=True):
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # the usual ten would come twice
         for name, seeds in curves.items():
             success, measure = (
                 torch.tensor([[point[what] for point in curve] for curve in seeds]).mean(dim=0)
