@@ -13,9 +13,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "dds": {"score": "dds"},
     "cds, w_cut 15": {"score": "cds"},
     "cds, relative 0.3": {"score": "cds", "relative_w_cut": 0.3},
-    "cds, relative 1": {"score": "cds", "relative_w_cut": 1.0},
+    "cds, relative 0.1, layers 1 2, target": {"score": "cds", "relative_w_cut": 0.1, **STRUCTURE},
     "cds, relative 0.3, layers 1 2, target": {"score": "cds", "relative_w_cut": 0.3, **STRUCTURE},
-    "cds, relative 1, layers 1 2, target": {"score": "cds", "relative_w_cut": 1.0, **STRUCTURE},
     "dds, decreasing": {"score": "dds", "timestep_schedule": "decreasing"},
     "cds, relative 0.3, decreasing": {"score": "cds", "relative_w_cut": 0.3, "timestep_schedule": "decreasing"},
     "sds": {"score": "sds"},
@@ -43,8 +42,8 @@ OF_FIELDS = (
     "dds",
     "cds, w_cut 15",
     "cds, relative 0.3",
+    "cds, relative 0.1, layers 1 2, target",
     "cds, relative 0.3, layers 1 2, target",
-    "cds, relative 1, layers 1 2, target",
 )
 """What is compared in fields, whose edits take a hundred times as long as an image's."""
 
@@ -54,6 +53,13 @@ def mean_and_spread(values: Sequence[float], form: str, unit: str = "") -> str:
     numbers = torch.tensor(values)
     spread = f" ± {numbers.std():{form}}" if len(values) > 1 else ""
     return f"{numbers.mean():{form}}{spread}{unit}"
+
+
+def without_contrastive_loss(name: str) -> str:
+    """The name in `RUNS` of the same score without the contrastive loss, which may be the run itself."""
+    score, *settings = name.split(", ")
+    kept = [setting for setting in settings if setting == "decreasing"]
+    return ", ".join(["dds" if score == "cds" else score, *kept])
 
 
 def label_of(name: str) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from compared_scores import LAYERS, RUNS, label_of, mean_and_spread
+from compared_scores import LAYERS, RUNS, label_of
+from edit_courses import Courses, plot_courses, table_of
 from torch import Tensor
 
 from cds_nerf import CDSGuidanceConfig, LatentDiffusion, edit_image
@@ -29,17 +29,8 @@ from cds_nerf.shapes.training.renders import SIZE, random_view
 
 HELD_OUT_SEED = 3 * 10**6
 """Far from the seeds of the prior's training renders."""
-EVERY = 5
+EVERY = 2
 """Steps between measurements."""
-MEASURES = {
-    "psnr": ("PSNR to the true edit, dB", ".1f"),
-    "outside": ("outside, dB", ".1f"),
-    "silhouette": ("silhouette", ".2f"),
-    "detail": ("detail kept", ".2f"),
-}
-"""What is measured beside success, with heading and form."""
-Curve = list[dict[str, float]]
-"""The measures of a run at one step after another."""
 
 
 @dataclass(frozen=True)
@@ -120,39 +111,34 @@ class ImageScores:
             seeds: each draws other scenes, views, timesteps and noise.
             plot: where the curves go.
         """
-        found = {name: [self._measured(attribute, seed, name, region) for seed in seeds] for name in names}
-        lines = [f"| score | success | {' | '.join(heading for heading, _ in MEASURES.values())} |"]
-        lines.append(f"| --- |{' ---: |' * (1 + len(MEASURES))}")
-        for name, curves in found.items():
-            ends = [curve[-1] for curve in curves]
-            cells = [mean_and_spread([100 * end["success"] for end in ends], ".0f", " %")]
-            cells += [mean_and_spread([end[key] for end in ends], form) for key, (_, form) in MEASURES.items()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        _plot(found, plot)
-        return [*lines, "", f"![Curves]({plot.name})"]
+        found = {
+            name: Courses.joined([self._measured(attribute, seed, name, region) for seed in seeds]) for name in names
+        }
+        plot_courses(found, plot)
+        return [*table_of(found), "", f"![Curves]({plot.name})"]
 
-    def _measured(self, attribute: str, seed: int, name: str, region: str) -> Curve:
+    def _measured(self, attribute: str, seed: int, name: str, region: str) -> Courses:
         label = label_of(name)
-        path = self.output / f"{attribute}-{seed}-{label}-region-{region}-{self.count}-{self.steps}.json"
+        path = self.output / "images" / f"{attribute}-{seed}-{label}-region-{region}-{self.count}-{self.steps}.json"
         if not path.exists():
             print(path.stem, flush=True)
-            curve = list(
-                self._edit(Cases.draw(attribute, seed, self.count), attribute, seed, (RUNS | LAYERS)[name], region)
-            )
+            cases = Cases.draw(attribute, seed, self.count)
+            points = list(self._edit(cases, attribute, seed, (RUNS | LAYERS)[name], region))
             with whole_file(path) as file:
-                file.write_text(json.dumps(curve, indent=1) + "\n", "utf8")
-        return json.loads(path.read_text("utf8"))
+                file.write_text(json.dumps(points) + "\n", "utf8")
+        return Courses.of(json.loads(path.read_text("utf8")))
 
     def _edit(
         self, cases: Cases, attribute: str, seed: int, settings: dict[str, Any], region: str
-    ) -> Iterator[dict[str, float]]:
+    ) -> Iterator[dict[str, list[float]]]:
+        """What is measured of each image, at one step after another."""
         suited = dict(self.diffusion.settings.guidance.get(settings["score"], {}))
         if "relative_w_cut" in settings:
             suited.pop("w_cut", None)
         kept: list[tuple[int, Tensor]] = []
 
         def keep(step: DescentStep) -> None:
-            if step.step % EVERY == 0:
+            if step.step % EVERY == 0 or step.step == self.steps:
                 kept.append((step.step, step.latents.clone()))
 
         edit = edit_image(
@@ -167,23 +153,22 @@ class ImageScores:
             callback=keep,
             progress=False,
         )
-        surroundings = outside(F.max_pool2d(cases.mask, 5, stride=1, padding=2))  # not its edge nor its foot
+        kept_pixels = _to_keep(cases, attribute)
         with torch.no_grad():
             unedited = self.diffusion.decode(edit.source_latents)
             for step, latents in kept:
                 image = self.diffusion.decode(latents)
                 seen = self.judge.classify(image)
-                right = [words == scene.words for words, scene in zip(seen, cases.targets, strict=True)]
-                silhouettes = silhouette_overlap(image, cases.truth, cases.empty, cases.target_mask)
-                details = detail_kept(image, cases.truth, cases.plain, cases.target_mask)
-                yield {
-                    "step": step,
-                    "success": sum(right) / len(right),
-                    "psnr": psnr(image, cases.truth).mean().item(),
-                    "outside": psnr(image, unedited, surroundings).nanmean().item(),
-                    "silhouette": silhouettes.nanmean().item(),
-                    "detail": details.nanmean().item(),
+                measures = {
+                    "psnr": psnr(image, cases.truth),
+                    "outside": psnr(image, unedited, kept_pixels),
+                    "silhouette": silhouette_overlap(image, cases.truth, cases.empty, cases.target_mask),
+                    "detail": detail_kept(image, cases.truth, cases.plain, cases.target_mask),
                 }
+                yield {
+                    "step": [step] * len(image),
+                    "shows": [float(words == scene.words) for words, scene in zip(seen, cases.targets, strict=True)],
+                } | {name: values.tolist() for name, values in measures.items()}
 
 
 def _region(cases: Cases, attribute: str) -> Tensor:
@@ -192,18 +177,8 @@ def _region(cases: Cases, attribute: str) -> Tensor:
     return (cases.mask < 1).float() if attribute == "floor" else covered
 
 
-def _plot(curves: dict[str, list[Curve]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(18, 4.5), layout="constrained")
-    for axis, (key, (heading, _)) in zip(axes, MEASURES.items(), strict=True):
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # the usual ten would come twice
-        for name, seeds in curves.items():
-            success, measure = (
-                torch.tensor([[point[what] for point in curve] for curve in seeds]).mean(dim=0)
-                for what in ("success", key)
-            )
-            axis.plot(100 * success, measure, "o-", markersize=3, label=name)
-        axis.set(xlabel="success, %", ylabel=heading)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
+def _to_keep(cases: Cases, attribute: str) -> Tensor:
+    """The pixels that the edit has no reason to touch: without the object's edge and foot, or for a floor within it."""
+    if attribute == "floor":
+        return -F.max_pool2d(-cases.mask, 3, stride=1, padding=1) == 1
+    return outside(F.max_pool2d(cases.mask, 5, stride=1, padding=2))

@@ -54,12 +54,12 @@ class ScoresBenchmark:
             "# The scores side by side",
             "",
             f"`{shlex.join(['python', 'benchmarks/scores.py', *sys.argv[1:]])}`, commit {_commit()}, "
-            f"{platform.machine()}, on a CPU, with the bundled model, in the bundled world with detail, for each of "
-            f"the seeds {', '.join(map(str, self.seeds))}: the mean over them, ± their standard deviation. *Success*: "
-            "share of images that show all of the target's words. *Outside*: the object's surroundings. *Detail "
-            "kept*: the pattern of the object, 1 for the truth and 0 for a plain one "
-            "([detail.py](../cds_nerf/evaluation/detail.py)). *Silhouette*: its overlap with the true one "
-            "([silhouette.py](../cds_nerf/evaluation/silhouette.py)).",
+            f"{platform.machine()}, on a CPU, with the bundled model, in the bundled world with detail; seeds "
+            f"{', '.join(map(str, self.seeds))}. *Success*: a picture shows all of the target's words. *Outside*: the "
+            "object's surroundings; where the floor is edited, the object. *Detail kept*: the pattern of the object, 1 "
+            "for the truth and 0 for a plain one ([detail.py](../cds_nerf/evaluation/detail.py)). *Silhouette*: its "
+            "overlap with the true one ([silhouette.py](../cds_nerf/evaluation/silhouette.py)). *Relative*: "
+            "`--relative-w-cut`.",
         ]
         if "images" in self.what:
             lines += self._images()
@@ -78,7 +78,9 @@ class ScoresBenchmark:
             "## Images",
             "",
             f"{images.count} for each seed, {images.steps} steps, in which the curves run from left to right. Outside "
-            "is measured against the unedited image. The region is the object, or for a floor everything else.",
+            "is measured against the unedited image. The region is the object, or for a floor everything else. What an "
+            "edit keeps it loses from step to step, so scores are compared at equal success: each image when it first "
+            "shows its target.",
         ]
         for attribute in self.attributes:
             for region in REGIONS:
@@ -108,7 +110,8 @@ class ScoresBenchmark:
             f"## Fields: {self.field}",
             "",
             "The demo's recipe but for the guidance, over the 12 held-out views of one scene for each seed; all is "
-            "measured against the true edit. The region is the field's own, `auto`.",
+            "measured against the true edit: the mean over the scenes, ± their standard deviation. The region is the "
+            "field's own, `auto`.",
         ]
         for attribute in self.attributes:
             for region in REGIONS:
