@@ -39,7 +39,7 @@ class ContrastiveLossBenchmark:
         draw = random.Random(0)
         found: dict[str, list[Tensor]] = {}
         for index in range(self.views):
-            scene, pose = random_view(Scene(*(draw.choice(words) for words in ATTRIBUTES.values())), draw)
+            scene, pose = random_view(Scene.draw(draw), draw)
             changes = {"nothing": (scene, pose), "the camera": (scene, random_view(scene, draw)[1])} | {
                 f"the {name}": (replace(scene, **{name: _another(getattr(scene, name), words, draw)}), pose)
                 for name, words in ATTRIBUTES.items()

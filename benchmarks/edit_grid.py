@@ -65,7 +65,7 @@ class EditGrid:
         pairs = [(source, target) for source in words for target in words if source != target]
         for source, target in tqdm(pairs, attribute, unit="pair"):
             draw = random.Random(f"grid/{attribute}/{source}/{target}")
-            sources = [replace(_any_scene(draw), **{attribute: source}) for _ in range(self.scenes)]
+            sources = [replace(Scene.draw(draw), **{attribute: source}) for _ in range(self.scenes)]
             cases = Cases.of(sources, [replace(scene, **{attribute: target}) for scene in sources], draw)
             edit = edit_image(
                 cases.images,
@@ -111,7 +111,7 @@ class EditGrid:
     def _of_scene(self, seed: int) -> list[tuple[tuple[str, Pair], Quality]]:
         """All of a scene's edits, one after the other, since they share their source."""
         draw = random.Random(f"grid/{seed}")
-        source, found = _any_scene(draw), []
+        source, found = Scene.draw(draw), []
         for attribute, words in ATTRIBUTES.items():
             others = [word for word in words if word != getattr(source, attribute)]
             draw.shuffle(others)
@@ -122,10 +122,6 @@ class EditGrid:
                 )
                 found.append(((attribute, (getattr(source, attribute), word)), quality))
         return found
-
-
-def _any_scene(draw: random.Random) -> Scene:
-    return Scene(*(draw.choice(words) for words in ATTRIBUTES.values()))
 
 
 def _print_grid(attribute: str, shares: dict[Pair, float]) -> None:

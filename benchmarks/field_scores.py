@@ -79,7 +79,7 @@ class FieldScores:
 def edit_of_seed(attribute: str, seed: int) -> tuple[Scene, Scene]:
     """The scene of a seed, and what an edit of one of its attributes makes of it."""
     draw = random.Random(f"field/{seed}")
-    source = Scene(*(draw.choice(words) for words in ATTRIBUTES.values()))
+    source = Scene.draw(draw)
     words = {
         name: draw.choice([word for word in values if word != getattr(source, name)])
         for name, values in ATTRIBUTES.items()

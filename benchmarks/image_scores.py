@@ -58,7 +58,7 @@ class Cases:
     def draw(cls, attribute: str, seed: int, count: int) -> Cases:
         """Random scenes with detail, and another word for one attribute of each."""
         draw = random.Random(f"{HELD_OUT_SEED}/{attribute}/{seed}")
-        sources = [Scene(*(draw.choice(words) for words in ATTRIBUTES.values())) for _ in range(count)]
+        sources = [Scene.draw(draw) for _ in range(count)]
         targets = [
             replace(
                 scene, **{attribute: draw.choice([w for w in ATTRIBUTES[attribute] if w != getattr(scene, attribute)])}

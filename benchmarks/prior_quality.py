@@ -145,7 +145,7 @@ class PriorQuality:
         """Source scene, target scene, the source's picture and the object's mask, in either scene."""
         draw = random.Random(HELD_OUT_SEED + 2)
         for _ in range(self.edits):
-            scene, pose = random_view(Scene(*(draw.choice(words) for words in ATTRIBUTES.values())), draw)
+            scene, pose = random_view(Scene.draw(draw), draw)
             word = draw.choice([word for word in ATTRIBUTES[name] if word != getattr(scene, name)])
             target = Scene(**{attribute: getattr(scene, attribute) for attribute in ATTRIBUTES} | {name: word})
             image, mask = render(scene, pose, SIZE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -19,6 +19,7 @@ from cds_nerf.diffusion.model_settings import SETTINGS_FILE, ModelSettings
 from cds_nerf.diffusion.single_file import check_single_file, load_single_file
 from cds_nerf.diffusion.supported import ADVICE, read_config, why_other_classes
 from cds_nerf.errors import UserError, first_line
+from cds_nerf.hub import ask_hub
 
 WEIGHTS = {
     "text_encoder": "model",
@@ -33,8 +34,6 @@ VARIANTS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"
 """The variant of weight files in each precision, which a part may have besides the others or instead."""
 SMALL_FILES = ("*/*.json", "tokenizer*/*", "model_index.json", SETTINGS_FILE)
 """What is downloaded beside the weights."""
-HUB_TIMEOUT = 10.0
-"""Seconds that the Hugging Face Hub has to answer the first question."""
 
 
 def load_parts(
@@ -187,7 +186,7 @@ def model_folder(model: str | Path, dtype: torch.dtype) -> Path:
         cached = try_to_load_from_cache(name, "unet/config.json")
         if isinstance(cached, str) and not why_unusable(_files(Path(cached).parents[1])):
             return Path(cached).parents[1]
-        on_hub = {file.rfilename for file in model_info(name, timeout=HUB_TIMEOUT).siblings or ()}
+        on_hub = {file.rfilename for file in ask_hub(name).siblings or ()}
         if problem := why_unusable(on_hub):
             raise UserError(f"the diffusion model {name} on the Hugging Face Hub {problem}")
         weights = [file for part in _parts(on_hub) for file in _weights(on_hub, part, dtype).files]

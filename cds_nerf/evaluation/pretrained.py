@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import model_info
-
-from cds_nerf.errors import UserError
-
-HUB_TIMEOUT = 10.0
-"""Seconds in which the Hugging Face Hub has to answer."""
+from cds_nerf.errors import UserError, first_line
+from cds_nerf.hub import ask_hub
 
 
 def from_cache_or_hub(kind: Any, model: str) -> Any:
@@ -31,9 +27,8 @@ def from_cache_or_hub(kind: Any, model: str) -> Any:
         except OSError:
             if is_folder:
                 raise
-            model_info(model, timeout=HUB_TIMEOUT)  # says at once what `from_pretrained` tries again and again for
+            ask_hub(model)  # says at once what `from_pretrained` tries again and again for
             return kind.from_pretrained(model, **weights)
     except Exception as error:  # of transformers, the hub's client and its HTTP library, each its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         where = "" if is_folder else " from the Hugging Face Hub"
-        raise UserError(f"{model} cannot be had{where} ({reason})") from error
+        raise UserError(f"{model} cannot be had{where} ({first_line(error)})") from error

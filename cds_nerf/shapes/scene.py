@@ -92,6 +92,11 @@ class Scene:
     detail: Detail | None = None
     """What captions never name and every edit keeps; None for plain faces and a bare floor."""
 
+    @classmethod
+    def draw(cls, draw: random.Random) -> Scene:
+        """Random words, without detail."""
+        return cls(*(draw.choice(words) for words in ATTRIBUTES.values()))
+
     @property
     def caption(self) -> str:
         """Such as "a photo of a red cube on a wooden floor"."""

@@ -85,7 +85,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[s
                     shutil.copy(path, tmp_path / "downloaded" / file)
             return str(tmp_path / "downloaded")
 
-        monkeypatch.setattr(pretrained, "model_info", model_info)
+        monkeypatch.setattr("cds_nerf.hub.model_info", model_info)
         monkeypatch.setattr(pretrained, "snapshot_download", snapshot_download)
         return asked
 
@@ -374,7 +374,7 @@ class TestHub:
         self, hub: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hub(ConnectionError())
-        monkeypatch.setattr(pretrained, "model_info", huggingface_hub.model_info)
+        monkeypatch.setattr("cds_nerf.hub.model_info", huggingface_hub.model_info)
         monkeypatch.setattr(huggingface_hub.model_info.__self__, "endpoint", "http://127.0.0.1:9")  # nobody listens
         assert re.search(r"cannot be reached \(.*Connection refused", sentence(NAME))
 

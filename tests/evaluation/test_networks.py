@@ -9,7 +9,6 @@ from tiny_judges import save_tiny_clip, save_tiny_dino
 from torchvision.transforms.functional import normalize
 
 from cds_nerf.errors import UserError
-from cds_nerf.evaluation import pretrained
 from cds_nerf.evaluation.clip import (
     CLIPFeatures,
     directional_consistency,
@@ -89,7 +88,7 @@ def test_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         asked.append(model)
         raise ConnectionError("no such host")
 
-    monkeypatch.setattr(pretrained, "model_info", ask)
+    monkeypatch.setattr("cds_nerf.hub.model_info", ask)
     with pytest.raises(UserError, match=r"owner/name cannot be had from the Hugging Face Hub \(no such host\)"):
         CLIPFeatures("owner/name")
     assert asked == ["owner/name"]

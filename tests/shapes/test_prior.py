@@ -79,7 +79,7 @@ def test_stable_diffusion_pipeline_samples_what_captions_say(judge: AttributeCla
 @pytest.mark.slow
 def test_image_edit_recolours_the_object_and_keeps_the_rest(judge: AttributeClassifier, prior: LatentDiffusion) -> None:
     draw = random.Random(0)
-    sources = [Scene(*(draw.choice(words) for words in ATTRIBUTES.values())) for _ in range(8)]
+    sources = [Scene.draw(draw) for _ in range(8)]
     colors = [draw.choice([color for color in COLORS if color != source.color]) for source in sources]
     targets = [replace(source, color=color) for source, color in zip(sources, colors, strict=True)]
     images, masks = zip(*(render(*random_view(source, draw), 64) for source in sources), strict=True)
