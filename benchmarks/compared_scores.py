@@ -9,14 +9,15 @@ import torch
 
 STRUCTURE = {"contrastive_layers": (1, 2), "contrastive_query": "target"}
 """The layers of the bundled UNet that tell structure from colour best, and the paper's query."""
+RELATIONS = {"contrastive_loss": "relations", "contrastive_layers": (1, 2)}
+"""The contrastive loss between relations, on the same layers."""
 RUNS: dict[str, dict[str, Any]] = {
     "dds": {"score": "dds"},
     "cds, w_cut 15": {"score": "cds"},
     "cds, relative 0.3": {"score": "cds", "relative_w_cut": 0.3},
     "cds, relative 0.1, layers 1 2, target": {"score": "cds", "relative_w_cut": 0.1, **STRUCTURE},
-    "cds, relative 0.3, layers 1 2, target": {"score": "cds", "relative_w_cut": 0.3, **STRUCTURE},
+    "cds, relations, w_cut 100, layers 1 2": {"score": "cds", "w_cut": 100.0, **RELATIONS},
     "dds, decreasing": {"score": "dds", "timestep_schedule": "decreasing"},
-    "cds, relative 0.3, decreasing": {"score": "cds", "relative_w_cut": 0.3, "timestep_schedule": "decreasing"},
     "sds": {"score": "sds"},
     "sds, relative 0.3": {"score": "sds", "relative_w_cut": 0.3},
     "pds": {"score": "pds"},
@@ -36,16 +37,13 @@ LAYERS: dict[str, dict[str, Any]] = {
     for layers in ((), (0,), (1,), (2,), (3,), (1, 2))
 }
 """Which self-attentions take part, from coarse to fine, and who queries: an ablation."""
-QUICK = ("dds", "cds, w_cut 15", "cds, relative 0.3", "cds, relative 0.3, layers 1 2, target")
-"""What the quick mode compares."""
-OF_FIELDS = (
+QUICK = (
     "dds",
     "cds, w_cut 15",
-    "cds, relative 0.3",
     "cds, relative 0.1, layers 1 2, target",
-    "cds, relative 0.3, layers 1 2, target",
+    "cds, relations, w_cut 100, layers 1 2",
 )
-"""What is compared in fields, whose edits take a hundred times as long as an image's."""
+"""What the quick mode compares, and what is compared in fields, whose edits take a hundred times as long."""
 
 
 def mean_and_spread(values: Sequence[float], form: str, unit: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,33 +63,41 @@ class Courses:
         values = self.measures[name].gather(0, self.first[None])[0]
         return values.where(self.succeeds, torch.nan)
 
+    def at_last(self, name: str) -> Tensor:
+        """[N]: a measure after the last step; NaN where the image does not show the target then."""
+        return self.measures[name][-1].where(self.shows[-1], torch.nan)
+
 
 def table_of(found: dict[str, Courses]) -> list[str]:
     """What is kept when an image first shows the target, and what after the last step."""
-    headings = [heading for heading, _ in MEASURES.values()]
     lines = [
         "At its first success, each image; in brackets, against the same score without the contrastive loss, over the "
         "images that both bring there, ± the standard error:",
         "",
-        f"| score | ever succeed | first at step | {' | '.join(headings)} |",
+        f"| score | ever succeed | first at step | {' | '.join(heading for heading, _ in MEASURES.values())} |",
         f"| --- |{' ---: |' * (2 + len(MEASURES))}",
     ]
     for name, courses in found.items():
         step = courses.step[courses.first[courses.succeeds]].float()
-        cells = [f"{courses.succeeds.float().mean():.0%}", f"{step.mean():.0f}"]
-        plain = found.get(without_contrastive_loss(name))
-        for key, (_, form) in MEASURES.items():
-            cell = f"{courses.at_first(key).nanmean():{form}}"
-            if plain is not None and plain is not courses:
-                cell += f" ({mean_and_error(courses.at_first(key) - plain.at_first(key), form)})"
-            cells.append(cell)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "After the last step:", "", f"| score | succeed | {' | '.join(headings)} |"]
+        cells = _cells(courses, found.get(without_contrastive_loss(name)), Courses.at_first)
+        lines.append(f"| {name} | {courses.succeeds.float().mean():.0%} | {step.mean():.0f} | {cells} |")
+    lines += ["", "After the last step, those that show the target then:", ""]
+    lines.append(f"| score | succeed | {' | '.join(heading for heading, _ in MEASURES.values())} |")
     lines.append(f"| --- |{' ---: |' * (1 + len(MEASURES))}")
     for name, courses in found.items():
-        ends = [f"{courses.measures[key][-1].nanmean():{form}}" for key, (_, form) in MEASURES.items()]
-        lines.append(f"| {name} | {courses.shows[-1].float().mean():.0%} | {' | '.join(ends)} |")
+        cells = _cells(courses, found.get(without_contrastive_loss(name)), Courses.at_last)
+        lines.append(f"| {name} | {courses.shows[-1].float().mean():.0%} | {cells} |")
     return lines
+
+
+def _cells(courses: Courses, plain: Courses | None, measure: Callable[[Courses, str], Tensor]) -> str:
+    cells = []
+    for key, (_, form) in MEASURES.items():
+        cell = f"{measure(courses, key).nanmean():{form}}"
+        if plain is not None and plain is not courses:
+            cell += f" ({mean_and_error(measure(courses, key) - measure(plain, key), form)})"
+        cells.append(cell)
+    return " | ".join(cells)
 
 
 def mean_and_error(differences: Tensor, form: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from compared_scores import LAYERS, OF_FIELDS, QUICK, RUNS
+from compared_scores import LAYERS, QUICK, RUNS
 from field_scores import FieldScores
 from image_scores import ImageScores
 
@@ -104,7 +104,7 @@ class ScoresBenchmark:
 
     def _fields(self) -> list[str]:
         fields = FieldScores(self.field, self.output)
-        fields.prepare(self.attributes, REGIONS, OF_FIELDS, self.seeds)
+        fields.prepare(self.attributes, REGIONS, QUICK, self.seeds)
         lines = [
             "",
             f"## Fields: {self.field}",
@@ -115,7 +115,7 @@ class ScoresBenchmark:
         ]
         for attribute in self.attributes:
             for region in REGIONS:
-                table = fields.section(attribute, region, OF_FIELDS, self.seeds)
+                table = fields.section(attribute, region, QUICK, self.seeds)
                 lines += ["", f"### {attribute}, region {region}", "", *table]
         return lines
 

@@ -11,6 +11,7 @@ sees at one place of the target must agree with what it sees there in the source
 b_i are unit vectors: the output of self-attention layer l of the up blocks, under the prompt, average-pooled over
 patches of side p, at the same N drawn positions; a of the source, detached, and b of the target in the authors'
 implementation, the other way round in the paper's equation. The gradient of L_cut goes through the UNet and ẑ_t to ẑ.
+Another loss between the same patches can stand in its place (see `patch_relations`).
 
 UNet samples a view: 3 without gradient (the source without and with its prompt, the target without) and 1 with it (the
 target with its prompt), which serves both terms. Beside other scores the contrastive loss costs as little.
@@ -27,6 +28,7 @@ from torch import Tensor
 from cds_nerf.guidance.config import CDSGuidanceConfig
 from cds_nerf.guidance.dds import DDS
 from cds_nerf.guidance.patch_nce import patch_nce_loss
+from cds_nerf.guidance.patch_relations import patch_relations_loss
 
 
 class CDS(DDS):
@@ -46,14 +48,15 @@ def contrastive_loss(
     Args:
         source_features: of each layer.
         target_features: of each layer; the loss is differentiable with respect to them.
-        config: patch sizes, temperature and whose patches are the query.
+        config: patch sizes, temperature, the loss between patches and whose are its query.
         draw_positions: given the number of patches, which take part (see `patch_nce_loss`).
     """
+    compare = {"patch_nce": patch_nce_loss, "relations": patch_relations_loss}[config.contrastive_loss]
     losses = []
     for source, target in zip(source_features, target_features, strict=True):
         for size in config.patch_sizes:
             patches = F.avg_pool2d(source, size), F.avg_pool2d(target, size)
-            query, key = patches if config.contrastive_query == "source" else patches[::-1]
-            positions = draw_positions(query[0, 0].numel())
-            losses.append(patch_nce_loss(query, key, positions, config.temperature))
+            first, second = patches if config.contrastive_query == "source" else patches[::-1]
+            positions = draw_positions(first[0, 0].numel())
+            losses.append(compare(first, second, positions, config.temperature))
     return sum(losses[1:], losses[0])

@@ -45,6 +45,10 @@ class CDSGuidanceConfig:
     relative_w_cut: float | None = None
     """Strength of the contrastive loss's gradient relative to the score's, on the mean over the last hundred steps or
     so, in place of w_cut: it means the same whatever the model, the size of the latents, the layers and the score."""
+    contrastive_loss: Literal["patch_nce", "relations"] = "patch_nce"
+    """What the contrastive loss compares. "patch_nce": each patch with all of the other picture, as in the paper.
+    "relations": how alike a picture's patches are to one another; it leaves alone what is as it was, minds a new colour
+    less, and wants a greater w_cut: 100 on the bundled model."""
     n_patches: int = 256
     """How many patches of each self-attention feature map are compared, at the most."""
     patch_sizes: tuple[int, ...] = (1, 2)
@@ -98,6 +102,7 @@ class CDSGuidanceConfig:
             "w_dds": (0 <= self.w_dds < math.inf, "at least 0"),
             "w_cut": (0 <= self.w_cut < math.inf, "at least 0"),
             "relative_w_cut": (0 <= relative < math.inf, "at least 0"),
+            "contrastive_loss": (self.contrastive_loss in ("patch_nce", "relations"), "'patch_nce' or 'relations'"),
             "n_patches": (self.n_patches >= 1, "at least 1"),
             "patch_sizes": (self.patch_sizes and min(self.patch_sizes) >= 1, "one or more sizes of at least 1"),
             "temperature": (0 < self.temperature < math.inf, "greater than 0"),
@@ -114,8 +119,19 @@ class CDSGuidanceConfig:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
         if relative and self.w_cut:
             raise UserError(f"w_cut is {self.w_cut} and relative_w_cut is {relative}: they weigh the same, give one")
+        if self.contrastive_loss == "relations":
+            self._check_relations(relative)
         if relative and not self.w_dds:
             raise UserError(f"relative_w_cut is {relative}, relative to a score whose weight w_dds is 0: give w_cut")
+
+    def _check_relations(self, relative: float) -> None:
+        if self.contrastive_query == "target":
+            raise UserError("contrastive_query is 'target', but relations have no query: leave it out")
+        if relative:
+            raise UserError(
+                f"relative_w_cut is {relative}, relative to a gradient that is 0 before the edit, as that of "
+                "contrastive_loss relations is: give w_cut"
+            )
 
     @staticmethod
     def settled(told: Collection[str]) -> frozenset[str]:

@@ -29,14 +29,20 @@ def patch_nce_loss(
     Returns:
         The mean cross-entropy over the patches, for each batch item.
     """
-    query, key = (_unit_patches(features, positions) for features in (query, key))
+    query, key = (unit_patches(features, positions) for features in (query, key))
     logits = query @ key.transpose(1, 2) / temperature
     return -logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean(dim=1)
 
 
-def _unit_patches(
+def unit_patches(
     features: Float[Tensor, "batch channels h w"], positions: Int[Tensor, "batch patches"] | None
 ) -> Float[Tensor, "batch patches channels"]:
+    """The features of each patch, divided by their norm.
+
+    Args:
+        features: a patch at each place.
+        positions: the patches that are wanted, as indices into `h * w`; None for all.
+    """
     patches = features.flatten(2).transpose(1, 2)
     if positions is not None:
         patches = torch.take_along_dim(patches, send(positions, patches.device)[:, :, None], dim=1)

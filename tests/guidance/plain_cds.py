@@ -68,6 +68,23 @@ def plain_patch_nce(query: Tensor, key: Tensor, positions: Tensor, temperature: 
     return torch.stack(losses).mean()
 
 
+def plain_relations(source: Tensor, target: Tensor, positions: Tensor, temperature: float) -> Tensor:
+    """The mean divergence of one pair of feature maps [C,h,w]: each patch's similarities to the others."""
+    maps = [features.flatten(1).T[positions] for features in (source, target)]
+    divergences = []
+    for i in range(len(positions)):
+        p, q = (
+            torch.stack(
+                [torch.cosine_similarity(patches[i], patches[j], dim=0) for j in range(len(positions)) if j != i]
+            )
+            .div(temperature)
+            .softmax(dim=0)
+            for patches in maps
+        )
+        divergences.append((p * (p / q).log()).sum())
+    return torch.stack(divergences).mean()
+
+
 def pooled(features: Tensor, latent_size: Sequence[int], patch_size: int) -> Tensor:
     """Self-attention features [N,C] as a map [C,h,w] of means over square patches; what does not fill one is left."""
     h, w = latent_size
@@ -149,7 +166,8 @@ def plain_cds(
                 if len(positions) > config.n_patches:
                     assert generators is not None
                     positions = torch.randperm(len(positions), generator=generators[item])[: config.n_patches]
-                cut_loss = cut_loss + patch_nce(query, key, positions, config.temperature)
+                compare = plain_relations if config.contrastive_loss == "relations" else patch_nce
+                cut_loss = cut_loss + compare(query, key, positions, config.temperature)
     return config.w_dds * dds_loss + config.w_cut * cut_loss, dds_loss, cut_loss
 
 

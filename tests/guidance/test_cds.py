@@ -44,6 +44,7 @@ class TestAgainstThePlainWay:
             {"contrastive_layers": (1,)},
             {"guidance_scale": 3.0, "w_dds": 0.5, "w_cut": 10.0, "contrastive_query": "target"},
             {"w_dds": 0.0},
+            {"contrastive_loss": "relations", "w_cut": 100.0, "n_patches": 20},
         ],
         ids=lambda settings: ",".join(settings) or "defaults",
     )
@@ -318,6 +319,15 @@ class TestMistakes:
             ({"contrastive_layers": (0, -1)}, r"contrastive_layers is \(0, -1\); it must be indices of at least 0"),
             ({"contrastive_resolutions": (0,)}, r"contrastive_resolutions is \(0,\); it must be at least 1 each"),
             ({"contrastive_query": "both"}, "contrastive_query is 'both'; it must be 'source' or 'target'"),
+            ({"contrastive_loss": "mse"}, "contrastive_loss is 'mse'; it must be 'patch_nce' or 'relations'"),
+            (
+                {"contrastive_loss": "relations", "contrastive_query": "target"},
+                "contrastive_query is 'target', but relations have no query: leave it out",
+            ),
+            (
+                {"contrastive_loss": "relations", "relative_w_cut": 0.5},
+                "relative_w_cut is 0.5, relative to a gradient that is 0 before the edit",
+            ),
             ({"w_cut": float("nan")}, "w_cut is nan"),
             ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
             ({"temperature": float("inf")}, "temperature is inf"),
