@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 
@@ -21,6 +21,9 @@ class PaperDefault(float):
 
 
 yaml.add_representer(PaperDefault, lambda dumper, value: dumper.represent_float(float(value)))
+
+
+TimestepSchedule = Literal["uniform", "decreasing"]
 
 
 @dataclass
@@ -61,7 +64,7 @@ class CDSGuidanceConfig:
     max_timestep: float = PaperDefault(0.95)
     """Most noise, as a fraction of the training timesteps; by default the score's own: 0.95, and 0.98 for sds and
     pds."""
-    timestep_schedule: Literal["uniform", "decreasing"] = "uniform"
+    timestep_schedule: TimestepSchedule = "uniform"
     """How much noise a step takes. "uniform": any amount between the bounds. "decreasing": the most at first and the
     least in the end, over the edit's steps."""
     timestep_spread: float = 0.2
@@ -108,7 +111,7 @@ class CDSGuidanceConfig:
             "temperature": (0 < self.temperature < math.inf, "greater than 0"),
             "min_timestep": (0 <= self.min_timestep <= self.max_timestep, "between 0 and max_timestep"),
             "max_timestep": (self.max_timestep <= 1, "at most 1: it is a fraction of the training timesteps"),
-            "timestep_schedule": (self.timestep_schedule in ("uniform", "decreasing"), "'uniform' or 'decreasing'"),
+            "timestep_schedule": (self.timestep_schedule in get_args(TimestepSchedule), "'uniform' or 'decreasing'"),
             "timestep_spread": (0 <= self.timestep_spread <= 1, "between 0 and 1"),
             "contrastive_layers": (min(self.contrastive_layers, default=0) >= 0, "indices of at least 0"),
             "contrastive_resolutions": (min(self.contrastive_resolutions, default=1) >= 1, "at least 1 each"),

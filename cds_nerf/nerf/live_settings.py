@@ -31,6 +31,7 @@ LIVE_SETTINGS = (
     "guidance.w_cut",
     "guidance.min_timestep",
     "guidance.max_timestep",
+    "guidance.timestep_schedule",
     "region.kind",
     "region.box_center",
     "region.box_rotation",
@@ -39,7 +40,7 @@ LIVE_SETTINGS = (
 """Of the pipeline's configuration; each is a text, a number or three of them."""
 
 PROMPT_NAMES = ("source_prompt", "target_prompt")
-TEXTS = frozenset({*PROMPT_NAMES, "guidance.score", "region.kind"})
+TEXTS = frozenset({*PROMPT_NAMES, "guidance.score", "guidance.timestep_schedule", "region.kind"})
 TRIPLES = frozenset({"region.box_center", "region.box_rotation", "region.box_scale"})
 
 FIELD, SOURCE = "field", "source"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerDropdown, ViewerElement, ViewerText
 from torch import nn
 from viser import ViserServer
 
 from cds_nerf.errors import UserError
+from cds_nerf.guidance.config import TimestepSchedule
 from cds_nerf.guidance.registry import score_names
 from cds_nerf.nerf.live_settings import LIVE_SETTINGS
 from cds_nerf.nerf.viewer_buttons import Request, RequestButton
@@ -72,12 +73,13 @@ class LivePanel(nn.Module):
         """What the buttons have asked for, and is not done yet."""
         self._shown: dict[str, str] = {}
         self._fields: dict[str, TextField | ChoiceField] = {}
+        choices = {"guidance.score": score_names(), "guidance.timestep_schedule": get_args(TimestepSchedule)}
         for path in LIVE_SETTINGS:
             name = path.removeprefix("guidance.").replace(".", "_").replace("region_box", "box")
             label = name.replace("_", " ").capitalize()
             field: TextField | ChoiceField = (
-                ChoiceField(label, values[path], sorted({*score_names(), values[path]}))
-                if name == "score"
+                ChoiceField(label, values[path], sorted({*choices[path], values[path]}))
+                if path in choices
                 else TextField(label, _text(values[path]))
             )
             self._fields[path] = field

@@ -20,7 +20,12 @@ from cds_nerf.nerf.viewer_buttons import Request
 
 CHANGES = {
     1: {"target_prompt": "a photo of a lion", "guidance.w_cut": "1.5"},
-    3: {"guidance.score": "pds", "guidance.min_timestep": "0.2", "w_keep": "0"},
+    3: {
+        "guidance.score": "pds",
+        "guidance.min_timestep": "0.2",
+        "guidance.timestep_schedule": "decreasing",
+        "w_keep": "0",
+    },
 }
 
 
@@ -90,6 +95,7 @@ def test_log_says_what_each_change_set_with_its_step(changed_edit):
             "guidance.guidance_scale": 100.0,
             "guidance.min_timestep": 0.2,
             "guidance.max_timestep": 0.98,
+            "guidance.timestep_schedule": "decreasing",
         },
     }
 
@@ -141,6 +147,7 @@ def test_views_are_looked_at_when_the_region_begins_to_ask_them(edit_config, mon
         ({"guidance.w_cut": "-1"}, "w_cut is -1.0; it must be at least 0"),
         ({"guidance.min_timestep": "0.99"}, "min_timestep is 0.99; it must be between 0 and max_timestep"),
         ({"guidance.guidance_scale": "nan"}, "guidance_scale is nan; it must be at least 0"),
+        ({"guidance.timestep_schedule": "cosine"}, "timestep_schedule is 'cosine'; it must be 'uniform' or 'decreasing'"),
         ({"guidance.score": "psd"}, "score is 'psd'; it must be one of"),
         ({"w_keep": "-0.5"}, "w_keep is -0.5; it must be at least 0"),
         ({"target_prompt": " "}, "target_prompt is missing"),
