@@ -23,6 +23,16 @@ class PaperDefault(float):
 yaml.add_representer(PaperDefault, lambda dumper, value: dumper.represent_float(float(value)))
 
 
+OF_CONTRASTIVE_LOSS = (
+    "contrastive_loss",
+    "n_patches",
+    "patch_sizes",
+    "temperature",
+    "contrastive_layers",
+    "contrastive_resolutions",
+    "contrastive_query",
+)
+"""The settings that do nothing where the contrastive loss has no weight."""
 TimestepSchedule = Literal["uniform", "decreasing"]
 
 
@@ -141,6 +151,29 @@ class CDSGuidanceConfig:
         """The fields that are settled where these are told: a weight of the contrastive loss rules the other out."""
         weights = {"w_cut", "relative_w_cut"}
         return frozenset(told) | (weights if weights & set(told) else frozenset())
+
+    def check_told(self, told: Collection[str]) -> None:
+        """Refuse what would do nothing.
+
+        Args:
+            told: the fields that a user has given.
+
+        Raises:
+            UserError: if one of them has another value than its default, which acts only with another setting; the
+                message says which.
+        """
+        told = {name for name in told if getattr(self, name) != getattr(CDSGuidanceConfig, name)}
+        idle = [name for name in OF_CONTRASTIVE_LOSS if name in told]
+        if idle and not self.has_contrastive_term:
+            raise UserError(
+                f"{idle[0]} is {getattr(self, idle[0])!r}, but the contrastive loss has no weight: give w_cut, or "
+                "leave it out"
+            )
+        if "timestep_spread" in told and self.timestep_schedule == "uniform":
+            raise UserError(
+                f"timestep_spread is {self.timestep_spread}, which is for timestep_schedule 'decreasing', and that is "
+                "'uniform'"
+            )
 
     @property
     def has_contrastive_term(self) -> bool:

@@ -171,6 +171,8 @@ class EditImages:
             return
         typed = {path.removeprefix("settings.") for path in self.typed}
         self.settings, taken = self.settings.suited_to(self.settings.diffusion.settings(), typed)
+        told = [path.removeprefix("guidance.") for path in typed if path.startswith("guidance.")]
+        self.settings.guidance.check_told(told)
         if taken:
             print(f"settings of the model: {', '.join(f'{name} {value}' for name, value in taken.items())}")
 

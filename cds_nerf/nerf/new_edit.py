@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -30,6 +31,7 @@ OF_MODEL = (
 )
 """What a diffusion model can say of an edit."""
 
+OF_GUIDANCE = "pipeline.guidance."
 OF_SPLATS = ("pipeline.growing", "pipeline.w_anchor")
 """What ray fields have no use for."""
 
@@ -61,6 +63,7 @@ def settle_new_edit(config: EditConfig) -> None:
         pipeline.source_prompt, pipeline.target_prompt, PROMPT_FLAGS, default_device=config.machine.device_type
     )
     _take_model_settings(config)
+    pipeline.guidance.check_told(_of_guidance(config.typed or ()))
     config.max_num_iterations = config.max_num_iterations or DEFAULT_ITERATIONS
     config.optimizers = _optimizers(config, groups)
 
@@ -84,8 +87,9 @@ def _take_source_run(config: EditConfig, source: SourceRun) -> None:
     source.check_kind()
     pipeline, typed = config.pipeline, set(config.typed or ())
     source_pipeline: Any = source.config.pipeline
-    if source.trains_on_images and "pipeline.rays_per_chunk" in typed:
-        raise UserError("--pipeline.rays-per-chunk does nothing in an edit of splats, which are drawn a view at a time")
+    for path in ("pipeline.rays_per_chunk", "pipeline.held_rays"):
+        if source.trains_on_images and path in typed:
+            raise UserError(f"{as_flag(path)} does nothing in an edit of splats, which are drawn a view at a time")
     _check_of_splats(config, source)
     model: Any = source.model()
     pipeline.model = _with_typed_values(model, config, "pipeline.model")
@@ -159,10 +163,9 @@ def _check_groups(config: EditConfig, groups: set[str]) -> None:
 def _take_model_settings(config: EditConfig) -> None:
     """The settings that the diffusion model carries, where nothing was typed."""
     model = config.pipeline.diffusion_model.settings(config.machine.device_type)
-    guidance, of_guidance, taken = config.pipeline.guidance, "pipeline.guidance.", {}
+    guidance, taken = config.pipeline.guidance, {}
     typed = config.typed or ()
-    settled = guidance.settled([path.removeprefix(of_guidance) for path in typed if path.startswith(of_guidance)])
-    told = {*typed, *(of_guidance + name for name in settled)}
+    told = {*typed, *(OF_GUIDANCE + name for name in guidance.settled(_of_guidance(typed)))}
     for path, value in model.for_scene(guidance.score).items():
         where = f"the model's settings {model.file} have {path.replace('_', '-')}"
         if not any(is_within(path, own) for own in OF_MODEL):
@@ -185,6 +188,10 @@ def _take_model_settings(config: EditConfig) -> None:
         CONSOLE.print(
             "settings of the model: " + ", ".join(f"{path.replace('_', '-')} {value}" for path, value in taken.items())
         )
+
+
+def _of_guidance(typed: Iterable[str]) -> list[str]:
+    return [path.removeprefix(OF_GUIDANCE) for path in typed if path.startswith(OF_GUIDANCE)]
 
 
 def _like(group: str, config: EditConfig) -> str:

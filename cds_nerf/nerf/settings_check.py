@@ -38,6 +38,15 @@ AT_LEAST = {
     "pipeline.growing.until": 0,
 }
 """The least value of each setting."""
+OF_REGIONS = {
+    "ramp": GATHERED,
+    "text": {"text"},
+    "masks": {"masks"},
+    "box_center": {"box"},
+    "box_rotation": {"box"},
+    "box_scale": {"box"},
+}
+"""The kinds of region that each setting is for."""
 
 
 def check_values(config: EditConfig) -> None:
@@ -69,8 +78,12 @@ def check_values(config: EditConfig) -> None:
 
 def _check_region(region: RegionConfig) -> None:
     kinds = {kind for _, kind in region.terms()}
-    if region.ramp != type(region).ramp and GATHERED.isdisjoint(kinds):
-        raise UserError(f"--pipeline.region.ramp is for the regions auto and text, and this one is {region.kind}")
+    for name, own in OF_REGIONS.items():
+        if getattr(region, name) != getattr(type(region), name) and own.isdisjoint(kinds):
+            raise UserError(
+                f"{as_flag(f'pipeline.region.{name}')} is for the region {' or '.join(sorted(own))}, and "
+                f"--pipeline.region.kind is {region.kind}"
+            )
 
 
 def _check_live_changes(log: Path | None) -> None:

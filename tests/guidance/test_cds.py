@@ -340,6 +340,24 @@ class TestMistakes:
         with pytest.raises(UserError, match=message):
             CDSGuidanceConfig(**settings)
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"score": "dds", "n_patches": 3}, "n_patches is 3, but the contrastive loss has no weight: give w_cut"),
+            ({"w_cut": 0.0, "contrastive_loss": "relations"}, "contrastive_loss is 'relations', but the contrastive"),
+            ({"timestep_spread": 0.1}, "timestep_spread is 0.1, which is for timestep_schedule 'decreasing'"),
+        ],
+        ids=str,
+    )
+    def test_what_would_do_nothing_is_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            CDSGuidanceConfig(**settings).check_told(settings)
+
+    def test_what_acts_may_be_told(self) -> None:
+        settings = {"score": "pds", "w_cut": 1.0, "n_patches": 3, "timestep_schedule": "decreasing"}
+        CDSGuidanceConfig(**settings, timestep_spread=0.1).check_told({*settings, "timestep_spread"})
+        CDSGuidanceConfig(score="dds").check_told({"n_patches", "timestep_spread"})  # as a record has them
+
     def test_a_patch_larger_than_the_feature_map(
         self, diffusion: LatentDiffusion, latents: Latents, texts: Texts
     ) -> None:

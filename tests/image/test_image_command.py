@@ -226,6 +226,7 @@ BAD_INPUT = {
     "odd resolution": (["photos/cat.png", "--resolution", "31"], {}, "photos/cat.png: resolution is 31; the model's"),
     "output of another format": (["photos", "--output", "a.jpg"], {}, "output is a.jpg, but edits are written as PNG"),
     "one file for several edits": (["photos", "--output", "a.png"], {}, "output is the file a.png, but there are 3"),
+    "option in vain": (["photos", "--score", "dds", "--n-patches", "3"], {}, "n_patches is 3, but the contrastive"),
     "missing mask": (["photos", "--mask", "m.png"], {}, "there is no image m.png"),
     "mask of another size": (["photos/cat.png", "--mask", "dot.png"], {}, "mask dot.png is 1x1 pixels and photos/"),
     "empty mask": (["photos/cat.png", "--mask", "black.png"], {}, "photos/cat.png: mask is empty"),

@@ -156,10 +156,16 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
     [
         ({"ramp": (0.6, 0.6)}, "region.ramp is 0.6 0.6; the first must be less, and both from 0 to 1"),
         ({"ramp": (0.5, 1.5)}, "region.ramp is 0.5 1.5; the first must be less"),
-        ({"ramp": (0.1, 0.2), "kind": "box"}, "region.ramp is for the regions auto and text, and this one is box"),
+        (
+            {"ramp": (0.1, 0.2), "kind": "box"},
+            "--pipeline.region.ramp is for the region auto or text, and --pipeline.region.kind is box",
+        ),
+        ({"text": "the fox"}, "--pipeline.region.text is for the region text, and --pipeline.region.kind is auto"),
+        ({"box_scale": (1.0, 2.0, 1.0), "kind": "none"}, "--pipeline.region.box-scale is for the region box, and"),
+        ({"masks": Path("."), "kind": "auto+box"}, "--pipeline.region.masks is for the region masks, and"),
     ],
 )
-def test_ramps_that_cannot_be_are_told(edit_config, settings, told):
+def test_settings_of_a_region_that_cannot_act_are_told(edit_config, settings, told):
     config = edit_config(**{f"pipeline__region__{name}": value for name, value in settings.items()})
     with pytest.raises(UserError, match=re.escape(told)):
         check_values(config)

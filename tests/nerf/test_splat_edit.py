@@ -200,9 +200,10 @@ def test_antialiased_source_with_bilateral_grids_and_poses_keeps_them(capture, d
         assert torch.equal(pipeline.render_frame(1), frame)
 
 
-def test_chunks_of_rays_are_refused(splat_edit):
-    with pytest.raises(BaseException, match=r"--pipeline\.rays-per-chunk does nothing in an edit of splats"):
-        run(splat_edit(pipeline__rays_per_chunk=512))
+@pytest.mark.parametrize("name", ["rays_per_chunk", "held_rays"])
+def test_settings_of_rays_are_refused(splat_edit, name):
+    with pytest.raises(BaseException, match=rf"--pipeline\.{name.replace('_', '-')} does nothing in an edit of splats"):
+        run(splat_edit(**{f"pipeline__{name}": 512}))
 
 
 def test_other_methods_on_whole_images_are_refused_by_name(splat_edit, splat_run, tmp_path):
