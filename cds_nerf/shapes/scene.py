@@ -95,7 +95,8 @@ class Scene:
     @classmethod
     def draw(cls, draw: random.Random) -> Scene:
         """Random words, without detail."""
-        return cls(*(draw.choice(words) for words in ATTRIBUTES.values()))
+        color, shape, floor = (draw.choice(words) for words in ATTRIBUTES.values())
+        return cls(color, shape, floor)
 
     @property
     def caption(self) -> str:
