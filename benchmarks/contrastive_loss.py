@@ -1,76 +1,99 @@
-"""What the contrastive loss sees: its value between views of the bundled world and what was changed in them.
+"""What the contrastive losses see: how much they rise between views of the bundled world and what was changed in them.
 
-    python benchmarks/contrastive_loss.py [--views 32]
+    python benchmarks/contrastive_loss.py [--views 16]
 
-A loss of the structure alone would not see a change of the colour.
+A loss of the structure alone would not see a change of the colour, and would leave alone what has not changed.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import tyro
+from compared_scores import RELATIONS, STRUCTURE
 from torch import Tensor
+from tqdm import tqdm
 
 from cds_nerf import CDSGuidance, CDSGuidanceConfig, LatentDiffusion
 from cds_nerf.shapes import prior_path
 from cds_nerf.shapes.render import render
-from cds_nerf.shapes.scene import ATTRIBUTES, Scene
+from cds_nerf.shapes.scene import ATTRIBUTES, Detail, Scene
 from cds_nerf.shapes.training.renders import SIZE, random_view
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "patch_nce": {},
+    "patch_nce, layers 1 2, target": STRUCTURE,
+    "relations": {"contrastive_loss": "relations"},
+    "relations, layers 1 2": RELATIONS,
+}
+"""Settings of `CDSGuidanceConfig`."""
+SHIFT = 4
+"""Pixels; a latent of the bundled model."""
 
 
 @dataclass
 class ContrastiveLossBenchmark:
-    """Measure the contrastive loss between true edits."""
+    """Measure the contrastive losses between true edits."""
 
-    views: int = 32
+    views: int = 16
     """Random views."""
     draws: int = 8
     """Timesteps and noises for each."""
-    guidance_scale: float = 3.0
-    """Of the Delta Denoising Score beside it."""
 
     def run(self) -> None:
-        """Print the mean loss for each kind of change, and the strength of both losses' gradients."""
+        """Print how much each loss rises by each kind of change, and how strong its gradient is there."""
         diffusion = LatentDiffusion.from_pretrained(prior_path())
-        guidance = CDSGuidance(CDSGuidanceConfig(guidance_scale=self.guidance_scale), diffusion)
+        guidances = {
+            name: CDSGuidance(CDSGuidanceConfig(guidance_scale=3.0, **settings), diffusion)
+            for name, settings in LOSSES.items()
+        }
         draw = random.Random(0)
         found: dict[str, list[Tensor]] = {}
-        for index in range(self.views):
+        for index in tqdm(range(self.views), unit="view"):
             scene, pose = random_view(Scene.draw(draw), draw)
-            changes = {"nothing": (scene, pose), "the camera": (scene, random_view(scene, draw)[1])} | {
-                f"the {name}": (replace(scene, **{name: _another(getattr(scene, name), words, draw)}), pose)
-                for name, words in ATTRIBUTES.items()
-            }
-            source = self._latents(diffusion, scene, pose)
-            for name, (changed, changed_pose) in changes.items():
-                target = self._latents(diffusion, changed, changed_pose).requires_grad_()
-                out = guidance(
-                    source,
-                    target,
-                    diffusion.encode_prompt(scene.caption),
-                    diffusion.encode_prompt(changed.caption),
-                    generator=torch.Generator().manual_seed(index),
-                )
-                gradients = [torch.autograd.grad(loss, target)[0] for loss in (out.cut_loss, out.dds_loss)]
-                strengths = [gradient.flatten(1).norm(dim=1).mean() for gradient in gradients]
-                found.setdefault(name, []).append(torch.stack([out.cut_loss.detach() / self.draws, *strengths]))
-        print("| what differs | contrastive loss | its gradient | Delta Denoising Score's gradient |")
-        print("| --- | ---: | ---: | ---: |")
-        for name, rows in found.items():
-            loss, cut, dds = torch.stack(rows).mean(dim=0).tolist()
-            print(f"| {name} | {loss:.1f} | {cut:.2f} | {dds:.0f} |")
+            scene = replace(scene, detail=Detail.draw(draw))
+            image = _view(scene, pose)
+            changes = {
+                "nothing": (scene, image),
+                "its pattern is gone": (scene, _view(replace(scene, detail=None), pose)),
+                f"it is shifted by {SHIFT} pixels": (scene, image.roll(SHIFT, dims=3)),
+            } | {f"the {name}": _changed(scene, name, pose, draw) for name in ATTRIBUTES}
+            source = self._latents(diffusion, image)
+            for change, (changed, changed_image) in changes.items():
+                target = self._latents(diffusion, changed_image).requires_grad_()
+                texts = diffusion.encode_prompt(scene.caption), diffusion.encode_prompt(changed.caption)
+                cells = []
+                for guidance in guidances.values():
+                    loss = guidance(source, target, *texts, generator=torch.Generator().manual_seed(index)).cut_loss
+                    (gradient,) = torch.autograd.grad(loss, target)
+                    cells += [loss.detach() / self.draws, gradient.flatten(1).norm(dim=1).mean()]
+                found.setdefault(change, []).append(torch.stack(cells))
+        means = {change: torch.stack(rows).mean(dim=0).view(-1, 2) for change, rows in found.items()}
+        print(f"| what differs | {' | '.join(LOSSES)} |")
+        print(f"| --- |{' ---: |' * len(LOSSES)}")
+        for change, cells in means.items():
+            rises = cells[:, 0] - means["nothing"][:, 0]
+            shown = [f"{rise:+.2f} ({gradient:.3f})" for rise, gradient in zip(rises, cells[:, 1], strict=True)]
+            print(f"| {change} | {' | '.join(shown)} |")
 
     @torch.no_grad()
-    def _latents(self, diffusion: LatentDiffusion, scene: Scene, pose: Tensor) -> Tensor:
+    def _latents(self, diffusion: LatentDiffusion, image: Tensor) -> Tensor:
         """One view's latents, as often as there are draws."""
-        return diffusion.encode(render(scene, pose, SIZE)[0]).repeat(self.draws, 1, 1, 1)
+        return diffusion.encode(image).repeat(self.draws, 1, 1, 1)
 
 
-def _another(word: str, words: tuple[str, ...], draw: random.Random) -> str:
-    return draw.choice([other for other in words if other != word])
+def _view(scene: Scene, pose: Tensor) -> Tensor:
+    return render(scene, pose, SIZE)[0]
+
+
+def _changed(scene: Scene, name: str, pose: Tensor, draw: random.Random) -> tuple[Scene, Tensor]:
+    """The scene with another word for an attribute, and a view of it."""
+    others = [word for word in ATTRIBUTES[name] if word != getattr(scene, name)]
+    changed = replace(scene, **{name: draw.choice(others)})
+    return changed, _view(changed, pose)
 
 
 if __name__ == "__main__":
