@@ -54,7 +54,7 @@ class ScoresBenchmark:
             "# The scores side by side",
             "",
             f"`{shlex.join(['python', 'benchmarks/scores.py', *sys.argv[1:]])}`, commit {_commit()}, "
-            f"{platform.machine()}, on a CPU, with the bundled model, in the bundled world with detail; seeds "
+            f"{platform.machine()}, on a CPU, with the bundled model, in the bundled world with detail; seeds: "
             f"{', '.join(map(str, self.seeds))}. *Success*: a picture shows all of the target's words. *Outside*: the "
             "object's surroundings; where the floor is edited, the object. *Detail kept*: the pattern of the object, 1 "
             "for the truth and 0 for a plain one ([detail.py](../cds_nerf/evaluation/detail.py)). *Silhouette*: its "
