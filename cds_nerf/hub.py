@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from huggingface_hub import ModelInfo, model_info
+from huggingface_hub import model_info
+from huggingface_hub.hf_api import ModelInfo
 
 TIMEOUT = 10.0
 """Seconds in which it has to answer."""

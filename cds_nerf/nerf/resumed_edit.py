@@ -9,7 +9,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
-from cds_nerf.nerf.settings_check import check_values
+from cds_nerf.nerf.settings_check import check_recorded_values
 from cds_nerf.nerf.source_run import find_data, read_run_config, run_of
 from cds_nerf.nerf.typed_settings import PARSER, as_typed, is_within, shown, write_out
 from cds_nerf.typed_options import set_value_at, value_at
@@ -73,7 +73,7 @@ def settle_resumed_edit(config: EditConfig) -> None:
     for path in free:
         set_value_at(run, path, value_at(config, path))
     _share_views(run, views_a_step)
-    check_values(run)
+    check_recorded_values(run)
     run.data = run.pipeline.datamanager.data = find_data(run, directory)
     run.output_dir, run.experiment_name, run.timestamp = directory.parents[2], directory.parents[1].name, directory.name
     for path in config.typed or ():

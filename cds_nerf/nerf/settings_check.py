@@ -50,7 +50,18 @@ OF_REGIONS = {
 
 
 def check_values(config: EditConfig) -> None:
-    """Check what can be checked without the source run and the diffusion model.
+    """Check what can be checked of a new edit without the source run and the diffusion model.
+
+    Raises:
+        UserError: if a device is not there, a number is too small, one setting excludes another, or one of the region
+            does nothing.
+    """
+    check_recorded_values(config)
+    _refuse_idle_of_region(config.pipeline.region)
+
+
+def check_recorded_values(config: EditConfig) -> None:
+    """Check the same of a run that goes on; what did nothing when it began, and was not refused yet, may stay.
 
     Raises:
         UserError: if a device is not there, a number is too small, or one setting excludes another.
@@ -58,7 +69,7 @@ def check_values(config: EditConfig) -> None:
     _check_devices(config)
     _check_numbers(config)
     config.pipeline.guidance.settle()
-    _check_region(config.pipeline.region)
+    config.pipeline.region.terms()
     _check_live_changes(config.pipeline.live_changes)
     if (
         "pipeline.encoder_checkpointing" in (config.typed or ())
@@ -76,7 +87,7 @@ def check_values(config: EditConfig) -> None:
             raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
 
 
-def _check_region(region: RegionConfig) -> None:
+def _refuse_idle_of_region(region: RegionConfig) -> None:
     kinds = {kind for _, kind in region.terms()}
     for name, own in OF_REGIONS.items():
         if getattr(region, name) != getattr(type(region), name) and own.isdisjoint(kinds):

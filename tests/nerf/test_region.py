@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_edit import VIEWS, fresh, run, train_source, write_capture, write_masks
+from small_edit import VIEWS, fresh, load_checkpoint, run, train_source, write_capture, write_masks
 
 from cds_nerf.errors import UserError
 from cds_nerf.fields.orbit import viewed_point
@@ -169,3 +169,15 @@ def test_settings_of_a_region_that_cannot_act_are_told(edit_config, settings, to
     config = edit_config(**{f"pipeline__region__{name}": value for name, value in settings.items()})
     with pytest.raises(UserError, match=re.escape(told)):
         check_values(config)
+
+
+def test_edit_that_began_with_an_idle_setting_of_its_region_still_goes_on(edit_config):
+    config = edit_config(max_num_iterations=1)
+    run(config)
+    path = config.get_base_dir() / "config.yml"
+    recorded = path.read_text()
+    assert recorded.count("text: ''") == 1
+    path.write_text(recorded.replace("text: ''", "text: the fox"))  # as a version that did not refuse it wrote it
+    resumed = run(edit_config(max_num_iterations=2, pipeline__resume_from=config.get_base_dir()))
+    assert resumed.pipeline.config.region.text == "the fox"
+    assert load_checkpoint(config.get_base_dir())["step"] == 1
