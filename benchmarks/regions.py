@@ -28,6 +28,7 @@ from torchvision.transforms.functional import to_tensor
 from viser.transforms import SO3
 
 from cds_nerf.evaluation.fidelity import outside, psnr
+from cds_nerf.nerf.region import GATHERED
 from cds_nerf.shapes.dataset import Capture, edit_name
 
 TARGET = "a photo of a blue cube on a wooden floor"
@@ -47,6 +48,8 @@ class RegionsBenchmark:
     """Of regions, in the table's order."""
     w_keep: float | None = None
     """Weight of the keep loss, by default the demo's."""
+    ramp: tuple[float, float] | None = None
+    """Of auto and text, by default the demo's."""
     output: Path = Path("outputs/regions")
     """Folder for everything."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -83,12 +86,16 @@ class RegionsBenchmark:
             settings: dict[str, Any] = {} if self.w_keep is None else {"pipeline.w-keep": self.w_keep}
             if region != "auto":
                 settings |= {"pipeline.region.kind": region, **self._settings(region, folder)}
-            if region not in ("auto", "text"):  # the others have no ramp
+            if region not in GATHERED:
                 settings["pipeline.region.ramp"] = None
+            elif self.ramp is not None:
+                settings["pipeline.region.ramp"] = list(self.ramp)
             yield region, demo_quality(self.output, kind, seed, TARGET, self._label(region), settings)
 
     def _label(self, region: str) -> str:
-        return region if self.w_keep is None else f"{region}-keep-{self.w_keep:g}"
+        keep = "" if self.w_keep is None else f"-keep-{self.w_keep:g}"
+        ramp = "" if self.ramp is None or region not in GATHERED else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
+        return region + keep + ramp
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:
         """How much is lost of the unedited field's PSNR to the true edit, in dB, further than a latent from objects."""

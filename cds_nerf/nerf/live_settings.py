@@ -33,15 +33,19 @@ LIVE_SETTINGS = (
     "guidance.max_timestep",
     "guidance.timestep_schedule",
     "region.kind",
+    "region.text",
+    "region.ramp",
     "region.box_center",
     "region.box_rotation",
     "region.box_scale",
 )
-"""Of the pipeline's configuration; each is a text, a number or three of them."""
+"""Of the pipeline's configuration; each is a text, a number or several."""
 
+OF_REGION = "region."
 PROMPT_NAMES = ("source_prompt", "target_prompt")
-TEXTS = frozenset({*PROMPT_NAMES, "guidance.score", "guidance.timestep_schedule", "region.kind"})
-TRIPLES = frozenset({"region.box_center", "region.box_rotation", "region.box_scale"})
+TEXTS = frozenset({*PROMPT_NAMES, "guidance.score", "guidance.timestep_schedule", "region.kind", "region.text"})
+COUNTS = {"region.ramp": 2, "region.box_center": 3, "region.box_rotation": 3, "region.box_scale": 3}
+"""How many numbers those have that are not one."""
 
 FIELD, SOURCE = "field", "source"
 """What a log says of a step before which the edit went back to the source's field."""
@@ -106,8 +110,9 @@ class LiveSettings:
         for path, value in values.items():
             set_value_at(changed, path, _read(path, value))
         check_live_settings(changed)
-        fits(changed)
         new = {path: value for path in LIVE_SETTINGS if (value := value_at(changed, path)) != value_at(config, path)}
+        changed.region.check_acts(path.removeprefix(OF_REGION) for path in new if path.startswith(OF_REGION))
+        fits(changed)
         if new:
             self._put(step, new)
         return list(new)
@@ -160,7 +165,7 @@ def read_changes(path: Path) -> Changes:
                 raise UserError(f"{path} changes {setting}; what can be changed live is {', '.join(LIVE_SETTINGS)}")
             if not _is_a_value(setting, value):
                 raise UserError(f"{path} sets {setting} to {value!r}; it must be {_kind(setting)}")
-            if setting in TRIPLES:
+            if setting in COUNTS:
                 values[setting] = tuple(value)
     return read
 
@@ -190,22 +195,25 @@ def _read(path: str, value: Any) -> Any:
     if path in TEXTS:
         return str(value)
     try:
-        if path not in TRIPLES:
+        if path not in COUNTS:
             return float(value)
         numbers = tuple(map(float, re.findall(r"[^\s,()]+", value) if isinstance(value, str) else value))
     except ValueError as error:
         raise UserError(f"{name} is {value!r}; it must be {_kind(path)}") from error
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    if len(numbers) != COUNTS[path] or not all(map(math.isfinite, numbers)):
         raise UserError(f"{name} is {value!r}; it must be {_kind(path)}")
     return numbers
 
 
 def _is_a_value(path: str, value: Any) -> bool:
     """Whether a log's value is of the setting's kind."""
-    if path in TRIPLES:
-        return isinstance(value, list) and len(value) == 3 and all(_is_a_value("", number) for number in value)
+    if path in COUNTS:
+        is_list = isinstance(value, list) and len(value) == COUNTS[path]
+        return is_list and all(_is_a_value("", number) for number in value)
     return isinstance(value, str if path in TEXTS else int | float) and not isinstance(value, bool)
 
 
 def _kind(path: str) -> str:
-    return "a text" if path in TEXTS else "three numbers" if path in TRIPLES else "a number"
+    if path in COUNTS:
+        return {2: "two", 3: "three"}[COUNTS[path]] + " numbers"
+    return "a text" if path in TEXTS else "a number"

@@ -5,35 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-import tyro
 from jaxtyping import Float
-from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.models.nerfacto import NerfactoModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
-from torch.utils.checkpoint import checkpoint
 
-from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
-from cds_nerf.fields.growing import GrowingConfig
 from cds_nerf.fields.orbit import orbit_cameras, viewed_distance
 from cds_nerf.fields.ray_rendering import rescale_camera
 from cds_nerf.finite import are_finite
-from cds_nerf.guidance import CDSGuidance, CDSGuidanceConfig
+from cds_nerf.guidance import CDSGuidance
 from cds_nerf.guidance.relevance import nothing, relevance_map
 from cds_nerf.nerf import compatibility
-from cds_nerf.nerf.datamanager import (
-    CDSDataManager,
-    CDSDataManagerConfig,
-    CDSImageDataManager,
-)
+from cds_nerf.nerf.datamanager import CDSDataManager, CDSImageDataManager
+from cds_nerf.nerf.encoding import encode_within
 from cds_nerf.nerf.field_pipeline import FieldPipeline
 from cds_nerf.nerf.gradient_picture import PulledView
 from cds_nerf.nerf.held_rays import VIEWS, held_errors
@@ -45,7 +34,8 @@ from cds_nerf.nerf.live_settings import (
     read_changes,
     write_changes,
 )
-from cds_nerf.nerf.region import Region, RegionConfig, masks_of_capture
+from cds_nerf.nerf.pipeline_config import PROMPT_FLAGS, CDSPipelineConfig
+from cds_nerf.nerf.region import Region, masks_of_capture
 from cds_nerf.nerf.several_devices import Devices, device_of
 from cds_nerf.nerf.step_checks import StepChecks
 from cds_nerf.nerf.view_store import ViewStore
@@ -55,86 +45,8 @@ from cds_nerf.seeding import seed_for
 from cds_nerf.transfers import send
 from cds_nerf.typed_options import set_value_at, value_at
 
-PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
-"""What a user calls the two prompts."""
-
 NEAREST_TO_EDIT = 0.15
 """What is edited is no nearer to a camera than this share of its distance from what the cameras look at."""
-
-
-@dataclass
-class CDSPipelineConfig(VanillaPipelineConfig):
-    """What is edited, into what, and how."""
-
-    _target: type = field(default_factory=lambda: CDSPipeline)
-    datamanager: CDSDataManagerConfig = field(default_factory=CDSDataManagerConfig)
-    """The cameras of the edit."""
-    model: ModelConfig = field(default_factory=NerfactoModelConfig)
-    """The field; the source run's settings where you give none."""
-    source_prompt: str = ""
-    """Describes the scene as it is, such as "a photo of a fox"."""
-    target_prompt: str = ""
-    """Describes the scene as it should become, such as "a photo of a wolf"; --prompt is the same."""
-    diffusion: str | None = None
-    """The text-to-image model; short for --pipeline.diffusion-model.model."""
-    diffusion_model: DiffusionOptions = field(default_factory=DiffusionOptions)
-    """The text-to-image model."""
-    guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
-    """Settings of the guidance."""
-    region: RegionConfig = field(default_factory=RegionConfig)
-    """Where the edit may act."""
-    w_keep: float = 1.0
-    """Weight of what keeps a view as the source's outside the region; 0 keeps nothing, and with the region auto lets
-    the edit act anywhere."""
-    held_rays: int = 4096
-    """For ray fields: how many rays outside the region, of views drawn before, each step keeps as the source's too; 0
-    for none. What a step changes for one view it changes for others."""
-    w_anchor: float = 0.03
-    """For splats: weight of what keeps the source's Gaussians outside the region where they are; 0 for none."""
-    growing: GrowingConfig = field(default_factory=GrowingConfig)
-    """For splats: whether the edit adds Gaussians."""
-    guidance_resolution: int | None = None
-    """Shorter side, in pixels, of the views that the guidance sees; the diffusion model's native size if none is given.
-    Less is faster, takes less memory and shows the model less."""
-    guidance_device: str | None = None
-    """Device of the diffusion model, such as cuda:1 or cpu, the field's if none is given; short for
-    --pipeline.diffusion-model.device. With --machine.num-devices 2, cuda:2 is the first one's, and cuda:3 the
-    second's."""
-    guidance_dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """Precision of the diffusion model; short for --pipeline.diffusion-model.dtype."""
-    views_per_step: int = 1
-    """Views of whose losses each step takes the mean, one after the other in the memory of one, on each of
-    --machine.num-devices. More make a step steadier and as many times slower."""
-    draws_per_view: int = 1
-    """Timesteps and noises of which each step takes the mean, for one render. More make a step steadier and slower, and
-    the diffusion model takes as many times the memory."""
-    rays_per_chunk: int = 4096
-    """Rays rendered at a time. Less takes less memory; only the draws of the sampling jitter change with it."""
-    encoder_checkpointing: bool = False
-    """Save memory: encode each view a second time for the gradient, rather than keep all that the encoder computes
-    while the UNet runs, which is 1.5 GiB in float16 for 512x512 pixels, and grows with their number. It takes about as
-    long as one or two UNet samples. With --pipeline.diffusion-model.cpu-offload it is always so."""
-    views_in_memory: int = 1024
-    """Views of the source that stay in memory once they are in use; each takes four bytes a pixel."""
-    steps_per_strip: int = 100
-    """Steps between pictures of how far the edit has come."""
-    orbit_frames: int = 60
-    """Frames of the before/after video; 0 for no video."""
-    live_changes: Path | None = None
-    """The live_changes.json of an edit whose changes in the viewer are to be made again, at the same steps."""
-    resume_from: Path | None = None
-    """The folder of an edit that was interrupted; it goes on with its own settings."""
-    source_checkpoint: tyro.conf.Suppress[Path | None] = None
-    """The checkpoint that the edit starts from; found from --load-dir."""
-
-    @property
-    def encodes_twice(self) -> bool:
-        """Whether a view is encoded once more for the gradient, as it must be where the encoder does not stay."""
-        return self.encoder_checkpointing or self.diffusion_model.cpu_offload
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """What a config.yml says; what an older version did not write has its default."""
-        vars(self).update(vars(type(self)()) | state)
 
 
 class CDSPipeline(FieldPipeline):
@@ -183,30 +95,14 @@ class CDSPipeline(FieldPipeline):
                 self._backward(losses)
                 losses = {name: loss.detach() for name, loss in losses.items()}
             means = {name: loss + means.get(name, 0) for name, loss in losses.items()}
-        return {}, *self._of_all_devices(means, metrics)
+        if self.devices.number > 1:
+            self.checks.read()
+        return {}, *self.devices.share(means, metrics)
 
     @property
     def drawn_per_step(self) -> int:
         """The views of a step, those of other devices included."""
         return self.config.views_per_step * self.devices.number
-
-    def _of_all_devices(
-        self, losses: dict[str, Tensor], metrics: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses with the gradients of this device's views and the values of all devices', and the last one's metrics.
-
-        Raises:
-            FloatingPointError: if another device leaves out the step, or this one must.
-        """
-        if self.devices.number == 1:
-            return losses, metrics
-        self.checks.read()
-        known = {name: value.detach().float().to(self.device) for name, value in (losses | metrics).items()}
-        values = dict(zip(known, torch.stack(list(known.values())).tolist(), strict=True))
-        of_all = self.devices.exchange(values)
-        totals = {name: sum(values[name] for values in of_all) for name in losses}
-        losses = {name: loss + (totals[name] - loss.detach()) for name, loss in losses.items()}
-        return losses, {name: torch.tensor(of_all[-1][name]) for name in metrics}
 
     def _backward(self, losses: dict[str, Tensor]) -> None:
         """Add a view's gradients to the parameters', scaled and in full precision as the trainer's own are."""
@@ -222,7 +118,8 @@ class CDSPipeline(FieldPipeline):
         image, losses = self.render_view(index, seed_for(self.seed, "rendering", draw))
         relevance = None if self.region is None else send(self.region.of_view(index, step), image.device)
 
-        latents = self._encode(image, relevance).expand(config.draws_per_view, -1, -1, -1)
+        latents = encode_within(relevance, image, guidance.diffusion.encode, config.encodes_twice)
+        latents = latents.expand(config.draws_per_view, -1, -1, -1)
         out = guidance(
             self.source.latents(index, tuple(latents.shape[1:])).expand_as(latents),
             latents,
@@ -290,22 +187,6 @@ class CDSPipeline(FieldPipeline):
             if loss is not None:
                 losses["anchor_loss"] = config.w_anchor * loss
         return losses
-
-    def _encode(
-        self, image: Float[Tensor, "3 height width"], relevance: Float[Tensor, "1 height width"] | None
-    ) -> Float[Tensor, "1 channels h w"]:
-        """The latents of a view. Their gradient, and what of it reaches the view, is weighted by the relevance."""
-        if relevance is not None:
-            image = torch.lerp(image.detach(), image, relevance)  # the same picture
-        encode = self.guidance.diffusion.encode
-        if self.config.encodes_twice:
-            latents = checkpoint(encode, image[None], use_reentrant=False)
-        else:
-            latents = encode(image[None])
-        if relevance is not None:
-            latent_relevance = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
-            latents.register_hook(lambda gradient: latent_relevance * gradient)
-        return latents
 
     def render_view(
         self, index: int, seed: int
@@ -410,21 +291,17 @@ class CDSPipeline(FieldPipeline):
         if before == values:
             return
         self._set(values)
-        has_other_prompts = self._asked_of_views(before) != self._asked_of_views(values)
-        if has_other_prompts:
+        asks_other = _asked_of_views(before) != _asked_of_views(values)
+        if asks_other:
             self._embed_prompts()
         self.region = self._make_region(self.config)
-        if (has_other_prompts or before["region.kind"] != values["region.kind"]) and self.region is not None:
+        if (asks_other or before["region.kind"] != values["region.kind"]) and self.region is not None:
             self._look_at_views(self.region, step)
 
     def _set(self, values: Mapping[str, Any]) -> None:
         for path, value in values.items():
             set_value_at(self.config, path, value)
         check_live_settings(self.config)
-
-    @staticmethod
-    def _asked_of_views(values: Mapping[str, Any]) -> tuple[str, str]:
-        return values["source_prompt"], values["target_prompt"]
 
     def _prepare_source(self, folder: Path) -> None:
         """Bring into the run folder what the first step needs of the unedited field; the rest follows when drawn."""
@@ -474,8 +351,8 @@ class CDSPipeline(FieldPipeline):
         """
         if not config.w_keep and config.region.kind == "auto":
             return None
-        prompts = self._asked_of_views({path: value_at(config, path) for path in LIVE_SETTINGS})
-        asked = "" if prompts == self._asked_of_views(self.live.at_first) else _fingerprint(prompts)
+        asked = _asked_of_views({path: value_at(config, path) for path in LIVE_SETTINGS})
+        at_first = _asked_of_views(self.live.at_first)
         return Region(
             config.region,
             self.source,
@@ -487,7 +364,7 @@ class CDSPipeline(FieldPipeline):
             measure=self._measure_relevance,
             masks=masks_of_capture(self.datamanager.train_dataparser_outputs.mask_filenames),
             names=self.datamanager.train_dataparser_outputs.image_filenames,
-            asked=asked,
+            asked={kind: _fingerprint(texts) for kind, texts in asked.items() if texts != at_first[kind]},
         )
 
     def _measure_relevance(
@@ -527,6 +404,11 @@ class CDSPipeline(FieldPipeline):
 
 def _why_not_finite(losses: Mapping[str, Tensor]) -> str:
     return f"the loss is not finite: {', '.join(f'{name} {loss.item():.3g}' for name, loss in losses.items())}"
+
+
+def _asked_of_views(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The texts, among the live settings, of which the views are asked, by the kind of region that is for."""
+    return {"auto": (values["source_prompt"], values["target_prompt"]), "text": (values["region.text"],)}
 
 
 def _fingerprint(texts: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,15 @@ PEAK_QUANTILE = 0.99
 """Of what the views agree on: what counts as the greatest."""
 BOX_TOLERANCE = 0.05
 """A surface that is before a box by less than this share of its shortest side is taken to be in it."""
+OF_KINDS = {
+    "ramp": GATHERED,
+    "text": {"text"},
+    "masks": {"masks"},
+    "box_center": {"box"},
+    "box_rotation": {"box"},
+    "box_scale": {"box"},
+}
+"""The kinds that each setting of a region is for."""
 WRITTEN_BY = "cds-nerf"
 """The text chunk of a region's picture that tells it from one that was painted over."""
 
@@ -92,6 +101,21 @@ class RegionConfig:
             raise UserError(f"--pipeline.region.box-scale is {self.box_scale}; each side must be greater than 0")
         return [(sign or "+", kind) for sign, kind in terms]
 
+    def check_acts(self, names: Iterable[str]) -> None:
+        """Check that settings are for a kind that the region is made of.
+
+        Raises:
+            UserError: if one is not.
+        """
+        kinds = {kind for _, kind in self.terms()}
+        for name in names:
+            own = OF_KINDS.get(name, kinds)
+            if own.isdisjoint(kinds):
+                raise UserError(
+                    f"--pipeline.region.{name.replace('_', '-')} is for the region {' or '.join(sorted(own))}, and "
+                    f"--pipeline.region.kind is {self.kind}"
+                )
+
 
 @dataclass(frozen=True)
 class _KnownRegion:
@@ -118,7 +142,7 @@ class Region:
         measure: for "auto" and "text", a view's relevance [1,1,h,w], from its latents, the kind and its index.
         masks: the masks of the capture, one for each view, or None; masked pixels never guide an edit.
         names: of the training images.
-        asked: what the measurements of "auto" are told apart by from those under other prompts.
+        asked: what the measurements of "auto" and "text" are told apart by from those under other prompts and texts.
     """
 
     config: RegionConfig
@@ -131,7 +155,7 @@ class Region:
     measure: Callable[[Float[Tensor, "1 channels h w"], str, int], Float[Tensor, "1 1 h w"]]
     masks: Sequence[Path] | None
     names: Sequence[Path]
-    asked: str = ""
+    asked: Mapping[str, str] = field(default_factory=dict)
     _views: dict[int, _KnownRegion] = field(default_factory=dict)
     _seen: dict[tuple[str, int], tuple[list[SeenMap], float]] = field(default_factory=dict)
     _within: tuple[list[Float[Tensor, "1 height width"]], Within] | None = None
@@ -269,7 +293,7 @@ class Region:
         return self._seen[kind, size]
 
     def _measured(self, kind: str, index: int) -> Float[Tensor, "h w"]:
-        name = kind + self.asked if kind == "auto" else kind
+        name = kind + self.asked.get(kind, "")
         return self.store.measured(index, name, lambda: self.measure(self.store.latents(index), kind, index)[0, 0])
 
     def _distance_of_view(self, index: int) -> Float[Tensor, "h w"] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import EditConfig
 from cds_nerf.nerf.live_settings import LOG, read_changes
-from cds_nerf.nerf.region import GATHERED, RegionConfig
 from cds_nerf.nerf.several_devices import device_of
 from cds_nerf.typed_options import as_flag, value_at
 
@@ -38,15 +38,6 @@ AT_LEAST = {
     "pipeline.growing.until": 0,
 }
 """The least value of each setting."""
-OF_REGIONS = {
-    "ramp": GATHERED,
-    "text": {"text"},
-    "masks": {"masks"},
-    "box_center": {"box"},
-    "box_rotation": {"box"},
-    "box_scale": {"box"},
-}
-"""The kinds of region that each setting is for."""
 
 
 def check_values(config: EditConfig) -> None:
@@ -57,7 +48,8 @@ def check_values(config: EditConfig) -> None:
             does nothing.
     """
     check_recorded_values(config)
-    _refuse_idle_of_region(config.pipeline.region)
+    region = config.pipeline.region
+    region.check_acts(field.name for field in fields(region) if getattr(region, field.name) != field.default)
 
 
 def check_recorded_values(config: EditConfig) -> None:
@@ -85,16 +77,6 @@ def check_recorded_values(config: EditConfig) -> None:
     for name in ("mixed_precision", "use_grad_scaler"):
         if getattr(config, name) and config.machine.device_type == "cpu":
             raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
-
-
-def _refuse_idle_of_region(region: RegionConfig) -> None:
-    kinds = {kind for _, kind in region.terms()}
-    for name, own in OF_REGIONS.items():
-        if getattr(region, name) != getattr(type(region), name) and own.isdisjoint(kinds):
-            raise UserError(
-                f"{as_flag(f'pipeline.region.{name}')} is for the region {' or '.join(sorted(own))}, and "
-                f"--pipeline.region.kind is {region.kind}"
-            )
 
 
 def _check_live_changes(log: Path | None) -> None:

@@ -183,6 +183,28 @@ class Devices:
         """
         return self.exchange(value)[0]
 
+    def share(
+        self, losses: dict[str, Tensor], metrics: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses with the gradients of this process's views and the values of all views, and the last one's metrics.
+
+        Args:
+            losses: of this process's views, each a share of the step's, on one device.
+            metrics: of the last of this process's views.
+
+        Raises:
+            FloatingPointError, UserError: as `exchange`.
+        """
+        if self.number == 1:
+            return losses, metrics
+        known = losses | metrics
+        device = next(iter(losses.values())).device
+        values = torch.stack([value.detach().float().to(device) for value in known.values()]).tolist()  # one wait
+        of_all = self.exchange(dict(zip(known, values, strict=True)))
+        totals = {name: sum(one[name] for one in of_all) for name in losses}
+        losses = {name: loss + (totals[name] - loss.detach()) for name, loss in losses.items()}
+        return losses, {name: torch.tensor(of_all[-1][name]) for name in metrics}
+
     def leave_out(self, error: FloatingPointError) -> None:
         """Let all processes leave out the step that this one has to leave out, where they do not know it yet."""
         if self._undecided:

@@ -127,6 +127,23 @@ def test_region_that_is_set_live_acts_and_is_repeated(edit_config, monkeypatch, 
     assert_equal_states(load_checkpoint(repeated.get_base_dir()), load_checkpoint(config.get_base_dir()))
 
 
+def test_views_are_asked_of_each_text_that_the_region_is_given_live(edit_config, monkeypatch, capsys):
+    changes = {1: {"region.kind": "text", "region.text": "the fox"}, 2: {"region.text": "a nose"}}
+    with monkeypatch.context() as patch:
+        press_before(patch, changes | {3: {"region.ramp": "0.2 0.4"}})
+        config = edit_config(max_num_iterations=5, timestamp="changed")
+        pipeline = run(config).pipeline
+    assert capsys.readouterr().err.count("Region: 7/7 (100 %)") == 3  # before the first step, and for each text
+    folders = {path.name for path in (config.get_base_dir() / "source" / "measured").iterdir()}
+    assert len([name for name in folders if name.startswith("text-")]) == 2
+    assert pipeline.config.region.ramp == (0.2, 0.4)
+    repeated = edit_config(
+        max_num_iterations=5, timestamp="repeated", pipeline__live_changes=config.get_base_dir() / LOG
+    )
+    run(repeated)
+    assert_equal_states(load_checkpoint(repeated.get_base_dir()), load_checkpoint(config.get_base_dir()))
+
+
 def test_views_are_looked_at_when_the_region_begins_to_ask_them(edit_config, monkeypatch, capsys):
     press_before(monkeypatch, {1: {"region.kind": "auto-box"}})
     run(edit_config(max_num_iterations=2, pipeline__region__kind="none"))
@@ -139,6 +156,9 @@ def test_views_are_looked_at_when_the_region_begins_to_ask_them(edit_config, mon
     [
         ({"region.kind": "circle"}, "is 'circle'; it must be one of auto, text, masks, box, none"),
         ({"region.kind": "text"}, "region.text is missing"),
+        ({"region.text": "the fox"}, "region.text is for the region text, and --pipeline.region.kind is auto"),
+        ({"region.ramp": "0.5"}, "ramp is '0.5'; it must be two numbers"),
+        ({"region.ramp": "0.7 0.5"}, "region.ramp is 0.7 0.5; the first must be less"),
         ({"region.kind": "masks"}, "but the capture has none"),
         ({"region.box_scale": "1 2"}, "box_scale is '1 2'; it must be three numbers"),
         ({"region.box_center": "1 2 nan"}, "box_center is '1 2 nan'; it must be three numbers"),

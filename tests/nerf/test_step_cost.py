@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_mistakes import message_of
 
 from cds_nerf.nerf import compatibility, progress
+from cds_nerf.nerf.encoding import encode_within
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_encoder_whose_activations_are_not_kept_has_the_same_gradient(edit_confi
 
         leaf = image.clone().requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            latents = pipeline._encode(leaf, relevance)
+            latents = encode_within(relevance, leaf, pipeline.guidance.diffusion.encode, pipeline.config.encodes_twice)
         total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         latents.square().sum().backward()
         assert leaf.grad is not None
