@@ -50,6 +50,8 @@ class RegionsBenchmark:
     """Weight of the keep loss, by default the demo's."""
     ramp: tuple[float, float] | None = None
     """Of auto and text, by default the demo's."""
+    follow_edges: bool = False
+    """Whether auto and text end at the edges that views show."""
     output: Path = Path("outputs/regions")
     """Folder for everything."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -88,14 +90,16 @@ class RegionsBenchmark:
                 settings |= {"pipeline.region.kind": region, **self._settings(region, folder)}
             if region not in GATHERED:
                 settings["pipeline.region.ramp"] = None
-            elif self.ramp is not None:
-                settings["pipeline.region.ramp"] = list(self.ramp)
+            else:
+                settings |= {"pipeline.region.ramp": list(self.ramp)} if self.ramp is not None else {}
+                settings |= {"pipeline.region.follow-edges": True} if self.follow_edges else {}
             yield region, demo_quality(self.output, kind, seed, TARGET, self._label(region), settings)
 
     def _label(self, region: str) -> str:
         keep = "" if self.w_keep is None else f"-keep-{self.w_keep:g}"
         ramp = "" if self.ramp is None or region not in GATHERED else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
-        return region + keep + ramp
+        edges = "-edges" if self.follow_edges and region in GATHERED else ""
+        return region + keep + ramp + edges
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:
         """How much is lost of the unedited field's PSNR to the true edit, in dB, further than a latent from objects."""

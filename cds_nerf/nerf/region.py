@@ -24,6 +24,7 @@ from cds_nerf.fields.field import Within
 from cds_nerf.fields.gathering import SeenMap, agreement_at, can_project, gather
 from cds_nerf.files import whole_file
 from cds_nerf.image_files import open_upright, reading
+from cds_nerf.nerf.region_edges import follow_edges
 from cds_nerf.nerf.view_store import ViewStore
 from cds_nerf.pictures import read_mask
 
@@ -39,6 +40,7 @@ BOX_TOLERANCE = 0.05
 """A surface that is before a box by less than this share of its shortest side is taken to be in it."""
 OF_KINDS = {
     "ramp": GATHERED,
+    "follow_edges": GATHERED,
     "text": {"text"},
     "masks": {"masks"},
     "box_center": {"box"},
@@ -60,6 +62,9 @@ class RegionConfig:
     ramp: tuple[float, float] = (0.65, 0.85)
     """For auto and text: fractions of the greatest agreement of the views between which the region rises from 0 to 1.
     Lower ones make it wider."""
+    follow_edges: bool = False
+    """For auto and text: let the region end where the source's views show an edge, rather than a latent or two around
+    what it is about. Best for another colour or material; another shape may need the room."""
     text: str = ""
     """For text: what the edit may act on, such as "the fox"."""
     masks: Path | None = None
@@ -276,7 +281,10 @@ class Region:
             low, high = (fraction * peak for fraction in self.config.ramp)
             values = ((agreement - low) / max(high - low, 1e-6)).clamp(0, 1)
         shape = (int(camera.height), int(camera.width))
-        return F.interpolate(values[None, None], shape, mode="bilinear")[0]
+        region = F.interpolate(values[None, None], shape, mode="bilinear")[0]
+        if self.config.follow_edges and own is not None:
+            region = follow_edges(region, self.store.image(own, shape).cpu(), self.latent_pixels)
+        return region
 
     def _say(self, kind: str, size: int) -> tuple[list[SeenMap], float]:
         """What the first views say, and what they agree on most."""

@@ -151,6 +151,13 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
     assert (wide >= narrow).all() and wide.sum() > narrow.sum()
 
 
+def test_region_that_follows_edges_is_another_in_each_view_and_stays_in_its_range(edit_config):
+    measured = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0))))
+    followed = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0), follow_edges=True)))
+    assert not torch.equal(measured, followed)
+    assert followed.min() >= 0 and followed.max() <= 1
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -159,6 +166,10 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
         (
             {"ramp": (0.1, 0.2), "kind": "box"},
             "--pipeline.region.ramp is for the region auto or text, and --pipeline.region.kind is box",
+        ),
+        (
+            {"follow_edges": True, "kind": "masks-box"},
+            "--pipeline.region.follow-edges is for the region auto or text, and --pipeline.region.kind is masks-box",
         ),
         ({"text": "the fox"}, "--pipeline.region.text is for the region text, and --pipeline.region.kind is auto"),
         ({"box_scale": (1.0, 2.0, 1.0), "kind": "none"}, "--pipeline.region.box-scale is for the region box, and"),
