@@ -46,11 +46,11 @@ QUICK = (
 """What the quick mode compares, and what is compared in fields, whose edits take a hundred times as long."""
 
 
-def mean_and_spread(values: Sequence[float], form: str, unit: str = "") -> str:
+def mean_and_spread(values: Sequence[float], form: str) -> str:
     """A cell of a table: the mean over the seeds, ± their standard deviation."""
     numbers = torch.tensor(values)
     spread = f" ± {numbers.std():{form}}" if len(values) > 1 else ""
-    return f"{numbers.mean():{form}}{spread}{unit}"
+    return f"{numbers.mean():{form}}{spread}"
 
 
 def without_contrastive_loss(name: str) -> str:

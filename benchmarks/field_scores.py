@@ -70,7 +70,11 @@ class FieldScores:
         label = label_of(name) + f"-region-{region}"
         settings = {f"pipeline.guidance.{key.replace('_', '-')}": value for key, value in _plain(RUNS[name])}
         if region == "off":
-            settings |= {"pipeline.region.kind": "none", "pipeline.region.ramp": None}
+            settings |= {
+                "pipeline.region.kind": "none",
+                "pipeline.region.ramp": None,
+                "pipeline.region.follow-edges": None,
+            }
         return demo_quality(
             self.output, self.kind, seed, target.caption, label, settings, source=source.caption, detail=True
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,12 @@ import torch
 import torch.nn.functional as F
 import tyro
 from demo_runs import Quality, demo_folder, demo_quality, mean_and_worst
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 from viser.transforms import SO3
 
 from cds_nerf.evaluation.fidelity import outside, psnr
 from cds_nerf.nerf.region import GATHERED
 from cds_nerf.shapes.dataset import Capture, edit_name
+from cds_nerf.shapes.demo import read_views
 
 TARGET = "a photo of a blue cube on a wooden floor"
 LATENT_PIXELS = 4
@@ -50,8 +47,8 @@ class RegionsBenchmark:
     """Weight of the keep loss, by default the demo's."""
     ramp: tuple[float, float] | None = None
     """Of auto and text, by default the demo's."""
-    follow_edges: bool = False
-    """Whether auto and text end at the edges that views show."""
+    follow_edges: bool | None = None
+    """Whether auto and text end at the edges that views show, by default the demo's."""
     output: Path = Path("outputs/regions")
     """Folder for everything."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -89,16 +86,18 @@ class RegionsBenchmark:
             if region != "auto":
                 settings |= {"pipeline.region.kind": region, **self._settings(region, folder)}
             if region not in GATHERED:
-                settings["pipeline.region.ramp"] = None
+                settings |= {"pipeline.region.ramp": None, "pipeline.region.follow-edges": None}
             else:
                 settings |= {"pipeline.region.ramp": list(self.ramp)} if self.ramp is not None else {}
-                settings |= {"pipeline.region.follow-edges": True} if self.follow_edges else {}
+                settings |= {"pipeline.region.follow-edges": self.follow_edges} if self.follow_edges is not None else {}
             yield region, demo_quality(self.output, kind, seed, TARGET, self._label(region), settings)
 
     def _label(self, region: str) -> str:
         keep = "" if self.w_keep is None else f"-keep-{self.w_keep:g}"
-        ramp = "" if self.ramp is None or region not in GATHERED else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
-        edges = "-edges" if self.follow_edges and region in GATHERED else ""
+        if region not in GATHERED:
+            return region + keep
+        ramp = "" if self.ramp is None else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
+        edges = {None: "", True: "-edges", False: "-no-edges"}[self.follow_edges]
         return region + keep + ramp + edges
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:
@@ -106,11 +105,11 @@ class RegionsBenchmark:
         folder, edit = demo_folder(self.output, kind, seed), edit_name(TARGET)
         truth = folder / "scene" / "edited" / edit
         names = sorted(path.name for path in (folder / "held_out" / "source").glob("*.png"))
-        true_views = _read(truth / "images", names)
-        masks = torch.maximum(_read(folder / "scene" / "masks", names), _read(truth / "masks", names))[:, :1]
+        true_views = read_views(truth / "images", names)
+        masks = torch.maximum(read_views(folder / "scene" / "masks", names), read_views(truth / "masks", names))[:, :1]
         further = outside(F.max_pool2d(masks, 2 * LATENT_PIXELS + 1, stride=1, padding=LATENT_PIXELS))
         before, after = (
-            psnr(_read(folder / "held_out" / name, names), true_views, further).mean().item()
+            psnr(read_views(folder / "held_out" / name, names), true_views, further).mean().item()
             for name in ("source", f"{edit}-{self._label(region)}")
         )
         return before - after
@@ -121,10 +120,6 @@ class RegionsBenchmark:
         if region == "masks":
             return {"pipeline.region.masks": str((folder / "scene" / "masks").resolve())}
         return _box(folder) if region == "box" else {}
-
-
-def _read(folder: Path, names: Sequence[str]) -> Float[Tensor, "views channels height width"]:
-    return torch.stack([to_tensor(Image.open(folder / name)) for name in names])
 
 
 def _box(folder: Path) -> dict[str, Any]:

@@ -67,5 +67,5 @@ def test_edits_of_a_scene_start_from_the_same_and_change_one_word() -> None:
 
 
 def test_spread_is_told_where_there_are_several() -> None:
-    assert mean_and_spread([1.0, 3.0], ".1f", " %") == "2.0 ± 1.4 %"
+    assert mean_and_spread([1.0, 3.0], ".1f") == "2.0 ± 1.4"
     assert mean_and_spread([2.0], ".1f") == "2.0"

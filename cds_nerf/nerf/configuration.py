@@ -25,7 +25,7 @@ EDIT_RATES = {
     "means": 4e-4,
     "scales": 1e-3,
     "quats": 2e-4,
-    "features_dc": 1e-2,
+    "features_dc": 2e-2,
     "features_rest": 2e-4,
     "opacities": 1e-2,
 }

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Demo:
         folder, truth = self.output / self.name, self.scene / "edited" / edit_name(self.target)
         fields = {"before": self.output / "held_out" / "source", "after": self.output / "held_out" / self.name}
         files = sorted(path.name for path in fields["after"].glob("*.png"))
-        true_views = _read(truth / "images", files)
+        true_views = read_views(truth / "images", files)
         edited = self.capture.scene().edited(parse_caption(self.target))
         poses = self.capture.poses()[[int(Path(name).stem) for name in files]]
         empty_views, _ = render(edited.without_object, poses, self.capture.size)
@@ -143,12 +143,12 @@ class Demo:
         words = [parse_caption(caption).words for caption in (self.capture.caption, self.target)]
         quality = {}
         for name, views in fields.items():
-            images = _read(views, files)
+            images = read_views(views, files)
             of_views = quality_of_views(
                 images,
                 true_views,
-                _read(self.scene / "masks", files),
-                _read(truth / "masks", files),
+                read_views(self.scene / "masks", files),
+                read_views(truth / "masks", files),
                 empty_views,
                 plain_views,
                 classifier.classify(images),
@@ -182,6 +182,6 @@ def _open(path: Path) -> Image.Image:
         return picture
 
 
-def _read(folder: Path, files: list[str]) -> Float[Tensor, "views channels height width"]:
-    """Pictures in 0..1."""
+def read_views(folder: Path, files: Sequence[str]) -> Float[Tensor, "views channels height width"]:
+    """Pictures of a folder, in 0..1."""
     return torch.stack([to_tensor(_open(folder / file)) for file in files])
