@@ -13,7 +13,7 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 
 from cds_nerf.nerf.device import default_device
-from cds_nerf.nerf.pipeline_config import CDSPipelineConfig
+from cds_nerf.nerf.pipeline import CDSPipelineConfig
 
 DEFAULT_ITERATIONS = 1000
 """Edit steps where the user asks for no number."""

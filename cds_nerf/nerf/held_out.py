@@ -13,8 +13,7 @@ from torchvision.utils import save_image
 
 from cds_nerf.files import whole_folder
 from cds_nerf.nerf.datamanager import CDSDataManagerConfig, leave_points_out
-from cds_nerf.nerf.pipeline import CDSPipeline
-from cds_nerf.nerf.pipeline_config import CDSPipelineConfig
+from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
 from cds_nerf.nerf.source_run import SourceRun, read_checkpoint
 from cds_nerf.progress import progress_bar
 

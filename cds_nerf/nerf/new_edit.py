@@ -13,7 +13,7 @@ from cds_nerf.diffusion.prompts import check_prompts
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.configuration import DEFAULT_ITERATIONS, EditConfig
 from cds_nerf.nerf.datamanager import settings_like
-from cds_nerf.nerf.pipeline_config import PROMPT_FLAGS
+from cds_nerf.nerf.pipeline_settings import PROMPT_FLAGS
 from cds_nerf.nerf.settings_check import check_values
 from cds_nerf.nerf.source_check import check_renders
 from cds_nerf.nerf.source_run import SourceRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from cds_nerf.nerf.live_settings import (
     read_changes,
     write_changes,
 )
-from cds_nerf.nerf.pipeline_config import PROMPT_FLAGS, CDSPipelineConfig
+from cds_nerf.nerf.pipeline_settings import PROMPT_FLAGS, CDSPipelineSettings
 from cds_nerf.nerf.region import Region, masks_of_capture
 from cds_nerf.nerf.several_devices import Devices, device_of
 from cds_nerf.nerf.step_checks import StepChecks
@@ -47,6 +47,13 @@ from cds_nerf.typed_options import set_value_at, value_at
 
 NEAREST_TO_EDIT = 0.15
 """What is edited is no nearer to a camera than this share of its distance from what the cameras look at."""
+
+
+@dataclass
+class CDSPipelineConfig(CDSPipelineSettings):
+    """What is edited, into what, and how."""
+
+    _target: type = field(default_factory=lambda: CDSPipeline)
 
 
 class CDSPipeline(FieldPipeline):

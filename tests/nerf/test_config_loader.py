@@ -13,7 +13,6 @@ from nerfstudio.utils.writer import EventName
 
 from cds_nerf.errors import UserError
 from cds_nerf.nerf.config_loader import AbsentConfiguration, absent_in, load_config
-from cds_nerf.nerf.pipeline_config import CDSPipelineConfig
 
 
 @pytest.fixture
@@ -146,9 +145,3 @@ def test_classes_that_are_gone_are_absent_and_named(load):
     config, left_out = load("!!python/object:nerfstudio.models.old.OldModelConfig {near_plane: 0.1}")
     assert config == AbsentConfiguration("nerfstudio.models.old.OldModelConfig", {"near_plane": 0.1})
     assert left_out == [absent_in({"model": [config]})] == ["nerfstudio.models.old.OldModelConfig"]
-
-
-def test_settings_of_an_edit_are_read_under_the_module_where_they_once_were(load):
-    config, left_out = load("!!python/object:cds_nerf.nerf.pipeline.CDSPipelineConfig {w_keep: 2.0}")
-    assert config == CDSPipelineConfig(w_keep=2.0)
-    assert not left_out

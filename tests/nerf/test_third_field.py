@@ -11,8 +11,7 @@ from cds_nerf.diffusion.options import DiffusionOptions
 from cds_nerf.errors import UserError
 from cds_nerf.fields.kinds import KINDS
 from cds_nerf.nerf.datamanager import CDSDataManagerConfig
-from cds_nerf.nerf.pipeline import CDSPipeline
-from cds_nerf.nerf.pipeline_config import CDSPipelineConfig
+from cds_nerf.nerf.pipeline import CDSPipeline, CDSPipelineConfig
 
 
 @pytest.fixture

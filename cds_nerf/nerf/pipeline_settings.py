@@ -21,17 +21,10 @@ PROMPT_FLAGS = ("--pipeline.source-prompt", "--prompt")
 """What a user calls the two prompts."""
 
 
-def _pipeline() -> type:
-    from cds_nerf.nerf.pipeline import CDSPipeline  # which imports this module
-
-    return CDSPipeline
-
-
 @dataclass
-class CDSPipelineConfig(VanillaPipelineConfig):
+class CDSPipelineSettings(VanillaPipelineConfig):
     """What is edited, into what, and how."""
 
-    _target: type = field(default_factory=_pipeline)
     datamanager: CDSDataManagerConfig = field(default_factory=CDSDataManagerConfig)
     """The cameras of the edit."""
     model: ModelConfig = field(default_factory=NerfactoModelConfig)
