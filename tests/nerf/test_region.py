@@ -151,7 +151,7 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
     assert (wide >= narrow).all() and wide.sum() > narrow.sum()
 
 
-def test_region_that_follows_edges_is_another_in_each_view_and_stays_in_its_range(edit_config):
+def test_region_that_follows_edges_is_another_and_stays_in_its_range(edit_config):
     measured = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0))))
     followed = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0), follow_edges=True)))
     assert not torch.equal(measured, followed)
