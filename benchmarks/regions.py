@@ -24,7 +24,7 @@ from demo_runs import Quality, demo_folder, demo_quality, mean_and_worst
 from viser.transforms import SO3
 
 from cds_nerf.evaluation.fidelity import outside, psnr
-from cds_nerf.nerf.region import GATHERED
+from cds_nerf.nerf.region import OF_KINDS
 from cds_nerf.shapes.dataset import Capture, edit_name
 from cds_nerf.shapes.demo import read_views
 
@@ -48,7 +48,7 @@ class RegionsBenchmark:
     ramp: tuple[float, float] | None = None
     """Of auto and text, by default the demo's."""
     follow_edges: bool | None = None
-    """Whether auto and text end at the edges that views show, by default the demo's."""
+    """Whether auto, text and box end at the edges that views show, by default the demo's."""
     output: Path = Path("outputs/regions")
     """Folder for everything."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -85,19 +85,21 @@ class RegionsBenchmark:
             settings: dict[str, Any] = {} if self.w_keep is None else {"pipeline.w-keep": self.w_keep}
             if region != "auto":
                 settings |= {"pipeline.region.kind": region, **self._settings(region, folder)}
-            if region not in GATHERED:
-                settings |= {"pipeline.region.ramp": None, "pipeline.region.follow-edges": None}
-            else:
-                settings |= {"pipeline.region.ramp": list(self.ramp)} if self.ramp is not None else {}
-                settings |= {"pipeline.region.follow-edges": self.follow_edges} if self.follow_edges is not None else {}
+            own = {"ramp": None if self.ramp is None else list(self.ramp), "follow_edges": self.follow_edges}
+            for name, value in own.items():
+                if region not in OF_KINDS[name]:
+                    settings[f"pipeline.region.{name.replace('_', '-')}"] = None  # whatever the demo has
+                elif value is not None:
+                    settings[f"pipeline.region.{name.replace('_', '-')}"] = value
             yield region, demo_quality(self.output, kind, seed, TARGET, self._label(region), settings)
 
     def _label(self, region: str) -> str:
         keep = "" if self.w_keep is None else f"-keep-{self.w_keep:g}"
-        if region not in GATHERED:
-            return region + keep
-        ramp = "" if self.ramp is None else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
-        edges = {None: "", True: "-edges", False: "-no-edges"}[self.follow_edges]
+        ramp, edges = "", {None: "", True: "-edges", False: "-no-edges"}[self.follow_edges]
+        if self.ramp is not None and region in OF_KINDS["ramp"]:
+            ramp = f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
+        if region not in OF_KINDS["follow_edges"]:
+            edges = ""
         return region + keep + ramp + edges
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:

@@ -37,7 +37,7 @@ def _settings_that_take_less(config: EditConfig) -> tuple[list[str], list[str]]:
     device = model.device or config.machine.device_type
     dtype = model.dtype or ("float32" if device == "cpu" else "float16")
     can = {
-        "--pipeline.encoder-checkpointing True": not pipeline.encodes_twice,
+        "--pipeline.encoder-checkpointing True": (pipeline.guided_through == "encoder" and not pipeline.encodes_twice),
         "--pipeline.diffusion-model.gradient-checkpointing True": not model.gradient_checkpointing,
         f"--pipeline.rays-per-chunk {max(pipeline.rays_per_chunk // 4, LEAST_RAYS_PER_CHUNK)}": (
             pipeline.rays_per_chunk > LEAST_RAYS_PER_CHUNK and isinstance(pipeline.datamanager, CDSDataManagerConfig)

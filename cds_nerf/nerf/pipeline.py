@@ -22,6 +22,7 @@ from cds_nerf.guidance import CDSGuidance
 from cds_nerf.guidance.relevance import nothing, relevance_map
 from cds_nerf.nerf import compatibility
 from cds_nerf.nerf.datamanager import CDSDataManager, CDSImageDataManager
+from cds_nerf.nerf.decoding import decoded_loss
 from cds_nerf.nerf.encoding import encode_within
 from cds_nerf.nerf.field_pipeline import FieldPipeline
 from cds_nerf.nerf.gradient_picture import PulledView
@@ -125,11 +126,11 @@ class CDSPipeline(FieldPipeline):
         image, losses = self.render_view(index, seed_for(self.seed, "rendering", draw))
         relevance = None if self.region is None else send(self.region.of_view(index, step), image.device)
 
-        latents = encode_within(relevance, image, guidance.diffusion.encode, config.encodes_twice)
-        latents = latents.expand(config.draws_per_view, -1, -1, -1)
+        latents = self._encode(relevance, image)
+        drawn = latents.expand(config.draws_per_view, -1, -1, -1)
         out = guidance(
-            self.source.latents(index, tuple(latents.shape[1:])).expand_as(latents),
-            latents,
+            self.source.latents(index, tuple(latents.shape[1:])).expand_as(drawn),
+            drawn,
             self.source_text,
             self.target_text,
             generator=torch.Generator().manual_seed(seed_for(self.seed, "guidance", draw)),
@@ -140,7 +141,14 @@ class CDSPipeline(FieldPipeline):
         timestep = out.timestep
         self.checks.add(out.is_finite, lambda: guidance.why_not_finite(timestep))
         self.pulled_view = PulledView(image.detach(), out.gradient)
-        losses |= {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
+        terms = {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
+        if config.guided_through == "decoder":
+            (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), latents)
+            terms = {name: loss.detach() for name, loss in terms.items()}
+            terms["decoded_loss"] = decoded_loss(
+                relevance, image, latents.detach(), gradient, guidance.diffusion.decode, config.latent_step
+            )
+        losses |= terms
         if relevance is not None:
             losses |= self._losses_outside(index, image, relevance, latents[0, 0].numel())
 
@@ -153,6 +161,15 @@ class CDSPipeline(FieldPipeline):
         values = {name: loss.detach() for name, loss in losses.items()}
         self.checks.add(are_finite(values.values()), lambda: _why_not_finite(values))
         return losses, metrics
+
+    def _encode(
+        self, relevance: Float[Tensor, "1 height width"] | None, image: Float[Tensor, "3 height width"]
+    ) -> Float[Tensor, "1 channels h w"]:
+        """A view's latents: with the view's graph, or as a leaf where the decoder says what the view should become."""
+        config, encode = self.config, self.guidance.diffusion.encode
+        if config.guided_through == "encoder":
+            return encode_within(relevance, image, encode, config.encodes_twice)
+        return encode(image.detach()[None]).requires_grad_()
 
     def _hold_other_views(self, step: int, drawn: int) -> dict[str, Tensor]:
         """Add the gradients of rays outside the region, of views drawn before, and give the loss that they have."""

@@ -39,6 +39,12 @@ class CDSPipelineSettings(VanillaPipelineConfig):
     """The text-to-image model."""
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
+    guided_through: Literal["encoder", "decoder"] = "encoder"
+    """How the guidance, which knows latents, moves a view: encoder, its gradient goes back through the encoder; decoder,
+    the view is drawn to the picture of its latents one step further, without the encoder's noise and in less memory,
+    but as a picture that has been through the latents: what is finer than they are fades within the region."""
+    latent_step: float = 0.8
+    """For the decoder: how far that step goes; 1 is the difference of the noise predictions."""
     region: RegionConfig = field(default_factory=RegionConfig)
     """Where the edit may act."""
     w_keep: float = 1.0

@@ -40,7 +40,7 @@ BOX_TOLERANCE = 0.05
 """A surface that is before a box by less than this share of its shortest side is taken to be in it."""
 OF_KINDS = {
     "ramp": GATHERED,
-    "follow_edges": GATHERED,
+    "follow_edges": GATHERED | {"box"},
     "text": {"text"},
     "masks": {"masks"},
     "box_center": {"box"},
@@ -63,8 +63,9 @@ class RegionConfig:
     """For auto and text: fractions of the greatest agreement of the views between which the region rises from 0 to 1.
     Lower ones make it wider."""
     follow_edges: bool = False
-    """For auto and text: let the region end where the source's views show an edge, rather than a latent or two around
-    what it is about. Best for another colour or material; another shape may need the room."""
+    """For auto, text and box: let the region end where the source's views show an edge, rather than a latent or two
+    around what it is about, or at the sides of a loose box. Best for another colour or material; another shape may need
+    the room."""
     text: str = ""
     """For text: what the edit may act on, such as "the fox"."""
     masks: Path | None = None
@@ -266,6 +267,8 @@ class Region:
                 part = torch.zeros(1, *shape) if own is None else _mask_at(self._masks_of_kind()[own], camera)
             else:
                 part = self._gathered(kind, camera, distance, size, own)
+            if self.config.follow_edges and own is not None and kind in OF_KINDS["follow_edges"]:
+                part = follow_edges(part, self.store.image(own, shape).cpu(), self.latent_pixels)
             region = torch.maximum(region, part) if sign == "+" else torch.minimum(region, 1 - part)
         return region
 
@@ -281,10 +284,7 @@ class Region:
             low, high = (fraction * peak for fraction in self.config.ramp)
             values = ((agreement - low) / max(high - low, 1e-6)).clamp(0, 1)
         shape = (int(camera.height), int(camera.width))
-        region = F.interpolate(values[None, None], shape, mode="bilinear")[0]
-        if self.config.follow_edges and own is not None:
-            region = follow_edges(region, self.store.image(own, shape).cpu(), self.latent_pixels)
-        return region
+        return F.interpolate(values[None, None], shape, mode="bilinear")[0]
 
     def _say(self, kind: str, size: int) -> tuple[list[SeenMap], float]:
         """What the first views say, and what they agree on most."""

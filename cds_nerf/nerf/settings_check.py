@@ -32,6 +32,7 @@ AT_LEAST = {
     "pipeline.w_keep": 0,
     "pipeline.held_rays": 0,
     "pipeline.w_anchor": 0,
+    "pipeline.latent_step": 0,
     "pipeline.growing.threshold": 0,
     "pipeline.growing.share": 0,
     "pipeline.growing.every": 1,
@@ -71,6 +72,17 @@ def check_recorded_values(config: EditConfig) -> None:
         raise UserError(
             "--pipeline.encoder-checkpointing is False; with --pipeline.diffusion-model.cpu-offload True each view is "
             "encoded twice, as the encoder is not there any more when the gradient comes: leave one of them out"
+        )
+    pipeline = config.pipeline
+    if pipeline.guided_through == "encoder" and pipeline.latent_step != type(pipeline).latent_step:
+        raise UserError(
+            f"--pipeline.latent-step is {pipeline.latent_step}, which does nothing without "
+            "--pipeline.guided-through decoder: add it, or leave this out"
+        )
+    if pipeline.guided_through == "decoder" and pipeline.encoder_checkpointing:
+        raise UserError(
+            "--pipeline.encoder-checkpointing is True, which does nothing with --pipeline.guided-through decoder, as "
+            "no gradient goes through the encoder: leave it out"
         )
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")

@@ -151,9 +151,10 @@ def test_a_lower_ramp_makes_the_region_wider(edit_config):
     assert (wide >= narrow).all() and wide.sum() > narrow.sum()
 
 
-def test_region_that_follows_edges_is_another_and_stays_in_its_range(edit_config):
-    measured = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0))))
-    followed = torch.stack(regions(edited(edit_config, ramp=(0.97, 1.0), follow_edges=True)))
+@pytest.mark.parametrize("settings", [{"ramp": (0.97, 1.0)}, {"kind": "box", "box_scale": (0.5, 0.5, 0.5)}])
+def test_region_that_follows_edges_is_another_and_stays_in_its_range(edit_config, settings):
+    measured = torch.stack(regions(edited(edit_config, **settings)))
+    followed = torch.stack(regions(edited(edit_config, **settings, follow_edges=True)))
     assert not torch.equal(measured, followed)
     assert followed.min() >= 0 and followed.max() <= 1
 
@@ -168,8 +169,8 @@ def test_region_that_follows_edges_is_another_and_stays_in_its_range(edit_config
             "--pipeline.region.ramp is for the region auto or text, and --pipeline.region.kind is box",
         ),
         (
-            {"follow_edges": True, "kind": "masks-box"},
-            "--pipeline.region.follow-edges is for the region auto or text, and --pipeline.region.kind is masks-box",
+            {"follow_edges": True, "kind": "masks"},
+            "--pipeline.region.follow-edges is for the region auto or box or text, and --pipeline.region.kind is masks",
         ),
         ({"text": "the fox"}, "--pipeline.region.text is for the region text, and --pipeline.region.kind is auto"),
         ({"box_scale": (1.0, 2.0, 1.0), "kind": "none"}, "--pipeline.region.box-scale is for the region box, and"),
