@@ -40,9 +40,9 @@ class CDSPipelineSettings(VanillaPipelineConfig):
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
     guided_through: Literal["encoder", "decoder"] = "encoder"
-    """How the guidance, which knows latents, moves a view: encoder, its gradient goes back through the encoder; decoder,
-    the view is drawn to the picture of its latents one step further, without the encoder's noise and in less memory,
-    but as a picture that has been through the latents: what is finer than they are fades within the region."""
+    """How the guidance, which knows latents, moves a view. encoder: its gradient goes back through the encoder. decoder:
+    the view is drawn to the picture of its latents one step further, without the encoder's noise and in less memory;
+    what is finer than the latents fades within the region."""
     latent_step: float = 0.8
     """For the decoder: how far that step goes; 1 is the difference of the noise predictions."""
     region: RegionConfig = field(default_factory=RegionConfig)
