@@ -40,7 +40,7 @@ class CDSPipelineSettings(VanillaPipelineConfig):
     guidance: CDSGuidanceConfig = field(default_factory=CDSGuidanceConfig)
     """Settings of the guidance."""
     guided_through: Literal["encoder", "decoder"] = "encoder"
-    """How the guidance, which knows latents, moves a view. encoder: its gradient goes back through the encoder. decoder:
+    """How the guidance moves a view. encoder: its gradient in latents goes back through the encoder. decoder:
     the view is drawn to the picture of its latents one step further, without the encoder's noise and in less memory;
     what is finer than the latents fades within the region."""
     latent_step: float = 0.8
