@@ -25,8 +25,8 @@ def decoded_loss(
 
         x̂ = D(z − step · (h w / 2000) · r ⊙ ∇L),   2000 / (h w) · Σ r ⊙ (x − x̂)²,
 
-    with the latents z of the view x, the decoder D and the relevance r; x̂ is held fixed. After HiFA's loss in image
-    space (arXiv 2305.18766, section 3.1), whose x̂ is the denoised estimate.
+    with the latents z of the view x, the decoder D and the relevance r; x̂ is held fixed. After the loss in
+    image space of HiFA (arXiv 2305.18766), whose x̂ is the picture of the denoised estimate.
 
     The encoder's transposed Jacobian, which takes a gradient back to the pixels otherwise, answers with a pattern that
     changes from pixel to pixel and with colours of its own; what the decoder shows of a step is a picture.
