@@ -95,12 +95,14 @@ class RegionsBenchmark:
 
     def _label(self, region: str) -> str:
         keep = "" if self.w_keep is None else f"-keep-{self.w_keep:g}"
-        ramp, edges = "", {None: "", True: "-edges", False: "-no-edges"}[self.follow_edges]
-        if self.ramp is not None and region in OF_KINDS["ramp"]:
-            ramp = f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
-        if region not in OF_KINDS["follow_edges"]:
-            edges = ""
-        return region + keep + ramp + edges
+        ramp = "" if self.ramp is None else f"-ramp-{self.ramp[0]:g}-{self.ramp[1]:g}"
+        edges = {None: "", True: "-edges", False: "-no-edges"}[self.follow_edges]
+        return (
+            region
+            + keep
+            + (ramp if region in OF_KINDS["ramp"] else "")
+            + (edges if region in OF_KINDS["follow_edges"] else "")
+        )
 
     def _lost_further(self, kind: str, seed: int, region: str) -> float:
         """How much is lost of the unedited field's PSNR to the true edit, in dB, further than a latent from objects."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from cds_nerf.nerf.encoding import at_latents
 
 WEIGHT = 2000
 """For each latent, as in the Delta Denoising Score and the keep loss, so that all grow alike with the view."""
@@ -43,7 +44,6 @@ def decoded_loss(
     if relevance is None:
         relevance = torch.ones_like(image[:1])
     positions = latents[0, 0].numel()
-    weights = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
     with torch.no_grad():
-        target = decode(latents - step * positions / WEIGHT * weights * gradient)[0]
+        target = decode(latents - step * positions / WEIGHT * at_latents(relevance, latents) * gradient)[0]
     return WEIGHT / positions * (relevance * (image - target.to(image.device)).square()).sum()

@@ -31,6 +31,13 @@ def encode_within(
         image = torch.lerp(image.detach(), image, relevance)  # the same picture
     latents = checkpoint(encode, image[None], use_reentrant=False) if twice else encode(image[None])
     if relevance is not None:
-        weights = F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)
+        weights = at_latents(relevance, latents)
         latents.register_hook(lambda gradient: weights * gradient)
     return latents
+
+
+def at_latents(
+    relevance: Float[Tensor, "1 height width"], latents: Float[Tensor, "1 channels h w"]
+) -> Float[Tensor, "1 1 h w"]:
+    """A view's relevance as weights of its latents: the mean over the pixels of each."""
+    return F.interpolate(relevance[None], latents.shape[-2:], mode="area").to(latents)

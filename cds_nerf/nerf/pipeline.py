@@ -143,7 +143,7 @@ class CDSPipeline(FieldPipeline):
         self.pulled_view = PulledView(image.detach(), out.gradient)
         terms = {name: loss / config.draws_per_view for name, loss in out.weighted_terms.items()}
         if config.guided_through == "decoder":
-            (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), latents)
+            (gradient,) = torch.autograd.grad(out.loss / config.draws_per_view, latents)
             terms = {name: loss.detach() for name, loss in terms.items()}
             terms["decoded_loss"] = decoded_loss(
                 relevance, image, latents.detach(), gradient, guidance.diffusion.decode, config.latent_step

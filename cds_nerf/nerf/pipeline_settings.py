@@ -94,7 +94,7 @@ class CDSPipelineSettings(VanillaPipelineConfig):
     @property
     def encodes_twice(self) -> bool:
         """Whether a view is encoded once more for the gradient, as it must be where the encoder does not stay."""
-        return self.encoder_checkpointing or self.diffusion_model.cpu_offload
+        return self.guided_through == "encoder" and (self.encoder_checkpointing or self.diffusion_model.cpu_offload)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a config.yml says; what an older version did not write has its default."""

@@ -64,31 +64,39 @@ def check_recorded_values(config: EditConfig) -> None:
     config.pipeline.guidance.settle()
     config.pipeline.region.terms()
     _check_live_changes(config.pipeline.live_changes)
-    if (
-        "pipeline.encoder_checkpointing" in (config.typed or ())
-        and config.pipeline.diffusion_model.cpu_offload
-        and not config.pipeline.encoder_checkpointing
-    ):
-        raise UserError(
-            "--pipeline.encoder-checkpointing is False; with --pipeline.diffusion-model.cpu-offload True each view is "
-            "encoded twice, as the encoder is not there any more when the gradient comes: leave one of them out"
-        )
-    pipeline = config.pipeline
-    if pipeline.guided_through == "encoder" and pipeline.latent_step != type(pipeline).latent_step:
-        raise UserError(
-            f"--pipeline.latent-step is {pipeline.latent_step}, which does nothing without "
-            "--pipeline.guided-through decoder: add it, or leave this out"
-        )
-    if pipeline.guided_through == "decoder" and pipeline.encoder_checkpointing:
-        raise UserError(
-            "--pipeline.encoder-checkpointing is True, which does nothing with --pipeline.guided-through decoder, as "
-            "no gradient goes through the encoder: leave it out"
-        )
+    _check_way_of_guidance(config)
     if config.start_paused and "viewer" not in config.vis:
         raise UserError("--start-paused True: without a viewer nothing lets the edit go on, add --vis viewer")
     for name in ("mixed_precision", "use_grad_scaler"):
         if getattr(config, name) and config.machine.device_type == "cpu":
             raise UserError(f"{as_flag(name)} is True; on a CPU nerfstudio does without, leave it out")
+
+
+def _check_way_of_guidance(config: EditConfig) -> None:
+    pipeline, typed = config.pipeline, config.typed or ()
+    if pipeline.guided_through == "encoder" and (
+        "pipeline.latent_step" in typed or pipeline.latent_step != type(pipeline).latent_step
+    ):
+        raise UserError(
+            f"--pipeline.latent-step is {pipeline.latent_step}, which does nothing without "
+            "--pipeline.guided-through decoder: add it, or leave this out"
+        )
+    if pipeline.guided_through == "decoder" and (
+        "pipeline.encoder_checkpointing" in typed or pipeline.encoder_checkpointing
+    ):
+        raise UserError(
+            f"--pipeline.encoder-checkpointing is {pipeline.encoder_checkpointing}, which does nothing with "
+            "--pipeline.guided-through decoder, as no gradient goes through the encoder: leave it out"
+        )
+    if (
+        "pipeline.encoder_checkpointing" in typed
+        and pipeline.diffusion_model.cpu_offload
+        and not pipeline.encoder_checkpointing
+    ):
+        raise UserError(
+            "--pipeline.encoder-checkpointing is False; with --pipeline.diffusion-model.cpu-offload True each view is "
+            "encoded twice, as the encoder is not there any more when the gradient comes: leave one of them out"
+        )
 
 
 def _check_live_changes(log: Path | None) -> None:

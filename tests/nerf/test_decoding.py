@@ -12,6 +12,7 @@ from test_mistakes import message_of
 
 from cds_nerf.errors import Interrupted
 from cds_nerf.nerf.decoding import decoded_loss
+from cds_nerf.nerf.memory_advice import where_memory_ran_out
 from cds_nerf.seeding import seed_for
 
 LATENT_PIXELS = 4
@@ -117,3 +118,27 @@ def test_what_the_other_way_alone_uses_is_refused(edit_config):
     assert message_of(edit_config(pipeline__latent_step=0.5)).startswith("--pipeline.latent-step is 0.5, which does n")
     typed = {"pipeline__guided_through": "decoder", "pipeline__encoder_checkpointing": True}
     assert message_of(edit_config(**typed)).startswith("--pipeline.encoder-checkpointing is True, which does nothing ")
+
+
+@pytest.mark.field
+def test_what_the_other_way_alone_uses_is_refused_where_it_is_the_default(edit_config):
+    config = edit_config(pipeline__latent_step=0.8)
+    config.typed = ["pipeline.latent_step"]
+    assert message_of(config).startswith("--pipeline.latent-step is 0.8, which does nothing without ")
+    config = edit_config(
+        pipeline__guided_through="decoder",
+        pipeline__encoder_checkpointing=False,
+        pipeline__diffusion_model__cpu_offload=True,
+    )
+    config.typed = ["pipeline.encoder_checkpointing"]
+    assert message_of(config).startswith("--pipeline.encoder-checkpointing is False, which does nothing with ")
+
+
+@pytest.mark.field
+def test_too_little_memory_is_not_answered_with_what_the_decoder_does_not_use(edit_config, tmp_path):
+    through_encoder, through_decoder = (
+        where_memory_ran_out(edit_config(pipeline__guided_through=way), tmp_path, steps=0)
+        for way in ("encoder", "decoder")
+    )
+    assert "--pipeline.encoder-checkpointing True, " in through_encoder
+    assert through_decoder == through_encoder.replace("--pipeline.encoder-checkpointing True, ", "")
